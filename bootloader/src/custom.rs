@@ -1,0 +1,1 @@
+//! An executable with RAUC's verbs.

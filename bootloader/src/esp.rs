@@ -1,0 +1,1 @@
+//! Files on the EFI system partition.

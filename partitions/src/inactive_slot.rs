@@ -1,0 +1,1 @@
+//! The only type that can write an image.

@@ -1,0 +1,1 @@
+//! Support for the system tests: the simulated machine and the boot lab.

@@ -1,0 +1,1 @@
+//! The repository has tests of its own shape.

@@ -1,0 +1,1 @@
+//! After each boot: observe, health-check, confirm or return.

@@ -1,0 +1,1 @@
+//! The loop observe, step, persist, act.

@@ -1,0 +1,1 @@
+//! From verified release to verified slot.

@@ -1,0 +1,22 @@
+//! The life of one update: fetch, verify, write, arm, try, confirm or return.
+//!
+//! Not here: disk formats (`switchback-partitions`), boot records (`switchback-bootloader`). Rule: one flow for every
+//! update; what differs is an action or a backend, never a parallel copy.
+
+pub mod boot_check;
+pub mod cli;
+pub mod config;
+pub mod digest;
+pub mod engine;
+pub mod facts;
+pub mod health;
+pub mod host;
+pub mod image;
+pub mod init;
+pub mod install;
+pub mod lifecycle;
+#[cfg(feature = "author")]
+pub mod publish;
+pub mod reason;
+pub mod registry;
+pub mod trust;

@@ -1,0 +1,1 @@
+//! Bytes from a registry or an OCI layout folder.

@@ -1,0 +1,1 @@
+//! Bytes and trusted keys to verified values.

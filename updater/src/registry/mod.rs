@@ -1,1 +1,172 @@
-//! Bytes from a registry or an OCI layout folder.
+//! Bytes from a registry or an OCI layout folder, fetched with limits: one trait for both.
+//!
+//! Not here: any judgement of the bytes beyond "these are the bytes that were asked for" (digest, length, range); who
+//! may be believed is `trust`. Rule: every length is capped before it is read, every body has its digest or its range
+//! checked, and credentials reach no other origin and no plain HTTP that was not named.
+
+use std::collections::BTreeMap;
+use std::io;
+use std::ops::Range;
+use std::path::{Path, PathBuf};
+
+use async_trait::async_trait;
+use bytes::Bytes;
+use futures_util::stream::BoxStream;
+use serde::{Deserialize, Serialize};
+
+use crate::digest::Digest;
+
+/// The largest manifest or index that is read, in bytes: 4 MiB is what registries accept (OCI distribution-spec,
+/// "Pushing Manifests").
+pub const MANIFEST_BYTES_MAX: u64 = 4 << 20;
+
+/// A piece of content named by its digest (OCI image-spec, descriptor.md).
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Descriptor {
+    /// What the content is.
+    pub media_type: String,
+    /// Its digest.
+    pub digest: Digest,
+    /// Its length in bytes.
+    pub size: u64,
+    /// Words of the publisher; empty when there are none.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub annotations: BTreeMap<String, String>,
+}
+
+/// Bytes as they arrive, in order; ends after exactly what was asked for, or with an error.
+pub type ByteStream = BoxStream<'static, Result<Bytes, RegistryError>>;
+
+/// One repository: of a registry, or an OCI layout folder.
+#[async_trait]
+pub trait Registry: Send + Sync {
+    /// The digest a tag stands for now. [`RegistryError::Absent`] when there is no such tag.
+    async fn resolve(&self, tag: &str) -> Result<Digest, RegistryError>;
+
+    /// The manifest or index with this digest, at most `limit` bytes; its bytes are checked against the digest.
+    async fn manifest(&self, digest: &Digest, limit: u64) -> Result<Vec<u8>, RegistryError>;
+
+    /// The manifest or index under a tag, at most `limit` bytes.
+    async fn manifest_by_tag(&self, tag: &str, limit: u64) -> Result<Vec<u8>, RegistryError>;
+
+    /// What refers to `digest` (`subject`), unfiltered: the referrers API and the fallback tag `sha256-<hex>`, at most
+    /// [`REFERRERS_MAX`]. Empty when nothing does.
+    async fn referrers(&self, digest: &Digest) -> Result<Vec<Descriptor>, RegistryError>;
+
+    /// A whole small blob; refused before the first byte when `descriptor.size` is over `limit` bytes. Its length and
+    /// digest are checked.
+    async fn blob(&self, descriptor: &Descriptor, limit: u64) -> Result<Vec<u8>, RegistryError>;
+
+    /// The bytes of `range` of a blob, exactly those, resumed where a broken body stopped. They are not verified: a
+    /// part of a blob has no digest of its own, so the caller checks each chunk. An empty range gives an empty stream.
+    async fn blob_range(
+        &self,
+        descriptor: &Descriptor,
+        range: Range<u64>,
+    ) -> Result<ByteStream, RegistryError>;
+
+    /// True when the repository holds this blob.
+    async fn has_blob(&self, digest: &Digest) -> Result<bool, RegistryError>;
+
+    /// Uploads the file at `path` as the blob `descriptor`; nothing is sent when it is there already.
+    async fn push_blob_file(&self, descriptor: &Descriptor, path: &Path) -> Result<(), RegistryError>;
+
+    /// Uploads a small blob and describes it.
+    async fn push_blob(&self, media_type: &str, bytes: &[u8]) -> Result<Descriptor, RegistryError>;
+
+    /// Uploads a manifest or index, under `tag` when one is given, and gives its digest. What it names must be there.
+    async fn push_manifest(
+        &self,
+        tag: Option<&str>,
+        media_type: &str,
+        bytes: &[u8],
+    ) -> Result<Digest, RegistryError>;
+
+    /// Where this is, for people: `registry.example/os` or `oci:/srv/os`.
+    fn place(&self) -> String;
+}
+
+/// How many referrers of one digest are looked at; a registry that lists more is cut off there.
+pub const REFERRERS_MAX: usize = 64;
+
+/// Why bytes could not be had, or could not be left there. `what` names the content and the place.
+#[derive(Debug, thiserror::Error)]
+pub enum RegistryError {
+    /// It is not there: the registry answered, and said so.
+    #[error("while reading {what}: it is not there")]
+    Absent {
+        /// What was asked for.
+        what: String,
+    },
+    /// The registry wants other credentials, or these may not do this.
+    #[error("while asking for {what}: the registry refused the access ({detail})")]
+    Denied {
+        /// What was asked for.
+        what: String,
+        /// The registry's answer and which credentials were sent (never the secret).
+        detail: String,
+    },
+    /// No answer: name, connection, TLS or time; also when retries ran out.
+    #[error("while asking for {what}: no answer ({detail})")]
+    Unreachable {
+        /// What was asked for.
+        what: String,
+        /// What happened last.
+        detail: String,
+    },
+    /// An answer that breaks the protocol: it is there and cannot be used.
+    #[error("while reading {what}: the answer is broken ({detail})")]
+    Broken {
+        /// What was asked for.
+        what: String,
+        /// What is wrong with the answer.
+        detail: String,
+    },
+    /// More bytes than the caller allows.
+    #[error("while reading {what}: it has more than the {limit} bytes that are allowed")]
+    TooLarge {
+        /// What was asked for.
+        what: String,
+        /// The limit in bytes.
+        limit: u64,
+    },
+    /// Other bytes than the ones asked for.
+    #[error("while reading {what}: its bytes have the digest {found}")]
+    Mismatch {
+        /// What was asked for.
+        what: String,
+        /// The digest of the bytes that came.
+        found: Digest,
+    },
+    /// A request that is refused before it leaves: plain HTTP to a host that is not named, or the like.
+    #[error("while asking for {what}: refused here, {detail}")]
+    Refused {
+        /// What was asked for.
+        what: String,
+        /// Why, and what to do.
+        detail: String,
+    },
+    /// A local file or folder failed.
+    #[error("while {doing} {path}")]
+    Io {
+        /// What was being done: `reading`, `writing`, …
+        doing: &'static str,
+        /// Which file.
+        path: PathBuf,
+        /// The system's word.
+        source: io::Error,
+    },
+}
+
+impl RegistryError {
+    /// True when the content is not there, as opposed to unreadable, refused or unreachable.
+    pub fn is_absent(&self) -> bool {
+        matches!(self, RegistryError::Absent { .. })
+    }
+
+    /// True when trying again later may help without anybody changing anything.
+    pub fn is_transient(&self) -> bool {
+        matches!(self, RegistryError::Unreachable { .. })
+    }
+}

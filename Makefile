@@ -1,0 +1,48 @@
+# One command for each thing that one does here; each brings what it needs on a Debian 12 with Rust,
+# make and a C compiler. `make demo` needs neither root nor anything that is not built here.
+
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+.PHONY: help build demo demo-boot test test-all boot-test check device lab lab-parts
+
+TARGET := x86_64-unknown-linux-gnu
+DEVICE := target/$(TARGET)/device/switchback
+
+help:           ## this list
+	@sed -n 's/^\([a-z-]*\):[^#]*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 12
+
+build:          ## the command line with the author's verbs: target/debug/switchback
+	cargo build --locked -p switchback
+
+device:         ## the device's binary: static, small, without the author's verbs
+	RUSTFLAGS="-C target-feature=+crt-static" cargo build --locked --profile device --no-default-features \
+	    --target $(TARGET) -p switchback
+	@ls -l $(DEVICE)
+
+demo: build     ## the life of an update on an image file: no root, no network, no virtual machine
+	target/debug/switchback demo
+
+lab-parts:
+	tests/tools/setup
+	tests/tools/fetch cosign2 cosign3 oras systemd257 kernel61 kernel612 >/dev/null
+
+lab: lab-parts build device
+
+demo-boot: lab  ## the same story on a disk that firmware boots, in QEMU; shows the console
+	cargo test --locked -q -p switchback-tests --test boot -- --demo
+
+test: lab       ## everything that must pass before a change lands, a sample of the boot lab included
+	cargo test --locked --workspace
+
+boot-test: lab  ## every scenario of the boot lab
+	cargo test --locked -q -p switchback-tests --test boot -- --all
+
+test-all: test check boot-test  ## all of the above, and the checks
+
+check:          ## format, lints, licences, the repository's own rules
+	cargo fmt --all --check
+	cargo clippy --locked --workspace --all-targets -- -D warnings
+	cargo test --locked -q -p switchback-tests --test tidy
+	@if command -v cargo-deny >/dev/null; then cargo deny --offline check bans licenses sources; \
+	else echo "check: cargo-deny is not installed, so licences and bans went unchecked: cargo install cargo-deny"; fi

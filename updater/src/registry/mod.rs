@@ -4,6 +4,10 @@
 //! may be believed is `trust`. Rule: every length is capped before it is read, every body has its digest or its range
 //! checked, and credentials reach no other origin and no plain HTTP that was not named.
 
+pub mod evidence;
+pub mod layout_dir;
+pub mod reference;
+
 use std::collections::BTreeMap;
 use std::io;
 use std::ops::Range;
@@ -87,6 +91,11 @@ pub trait Registry: Send + Sync {
     fn place(&self) -> String;
 }
 
+/// An image manifest (OCI image-spec, manifest.md).
+pub const MANIFEST_MEDIA_TYPE: &str = "application/vnd.oci.image.manifest.v1+json";
+/// An image index (OCI image-spec, image-index.md).
+pub const INDEX_MEDIA_TYPE: &str = "application/vnd.oci.image.index.v1+json";
+
 /// How many referrers of one digest are looked at; a registry that lists more is cut off there.
 pub const REFERRERS_MAX: usize = 64;
 
@@ -169,4 +178,54 @@ impl RegistryError {
     pub fn is_transient(&self) -> bool {
         matches!(self, RegistryError::Unreachable { .. })
     }
+}
+
+/// A descriptor without annotations.
+pub fn describe(media_type: &str, digest: Digest, size: u64) -> Descriptor {
+    Descriptor { media_type: media_type.to_owned(), digest, size, annotations: BTreeMap::new() }
+}
+
+/// The tag under which a registry without the referrers API lists what refers to `digest` (OCI distribution-spec,
+/// "Referrers Tag Schema").
+fn fallback_tag(digest: &Digest) -> String {
+    format!("sha256-{}", digest.hex())
+}
+
+/// The readable entries of an index, at most [`REFERRERS_MAX`]; one with another hash than SHA-256 is passed over.
+fn index_entries(index: &[u8]) -> Vec<Descriptor> {
+    let Ok(index) = serde_json::from_slice::<serde_json::Value>(index) else { return Vec::new() };
+    let entries = index.get("manifests").and_then(serde_json::Value::as_array);
+    entries
+        .into_iter()
+        .flatten()
+        .filter_map(|entry| Descriptor::deserialize(entry).ok())
+        .take(REFERRERS_MAX)
+        .collect()
+}
+
+fn check_digest(bytes: &[u8], expected: &Digest, what: impl Fn() -> String) -> Result<(), RegistryError> {
+    let found = Digest::of(bytes);
+    if found != *expected {
+        return Err(RegistryError::Mismatch { what: what(), found });
+    }
+    Ok(())
+}
+
+fn check_limit(descriptor: &Descriptor, limit: u64, what: impl Fn() -> String) -> Result<(), RegistryError> {
+    if descriptor.size > limit {
+        return Err(RegistryError::TooLarge { what: what(), limit });
+    }
+    Ok(())
+}
+
+fn check_range(
+    descriptor: &Descriptor,
+    range: &Range<u64>,
+    what: impl Fn() -> String,
+) -> Result<(), RegistryError> {
+    if range.start > range.end || range.end > descriptor.size {
+        let detail = format!("bytes {range:?} are not within its {} bytes", descriptor.size);
+        return Err(RegistryError::Refused { what: what(), detail });
+    }
+    Ok(())
 }

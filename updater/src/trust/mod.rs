@@ -58,6 +58,21 @@ impl<T> Verified<T> {
     }
 }
 
+impl Verified<Digest> {
+    /// Checks that the signature covers `bytes`; `what` names them in the error.
+    pub fn covers(&self, what: &'static str, bytes: &[u8]) -> Result<(), TrustError> {
+        same_bytes(what, self, bytes)
+    }
+}
+
+fn same_bytes(what: &'static str, expected: &Digest, bytes: &[u8]) -> Result<(), TrustError> {
+    let found = Digest::of(bytes);
+    if found != *expected {
+        return Err(TrustError::OtherBytes { what, expected: *expected, found });
+    }
+    Ok(())
+}
+
 /// Verifies that enough trusted keys signed `digest`. Only signatures count that name exactly this digest; a key that
 /// signed twice counts once.
 ///
@@ -111,15 +126,6 @@ fn shortfall(
 
 fn ids(keys: impl IntoIterator<Item = keys::KeyId>) -> String {
     keys.into_iter().map(|key| key.to_string()).collect::<Vec<_>>().join(", ")
-}
-
-/// The one way from a verified digest to what it names: the bytes are hashed before they are believed.
-fn same_bytes(what: &'static str, expected: &Digest, bytes: &[u8]) -> Result<(), TrustError> {
-    let found = Digest::of(bytes);
-    if found != *expected {
-        return Err(TrustError::OtherBytes { what, expected: *expected, found });
-    }
-    Ok(())
 }
 
 /// Why something is not trusted.

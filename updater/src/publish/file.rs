@@ -1,0 +1,57 @@
+//! Reading an author's input files: bounded, with the path in the error.
+//!
+//! Not here: what the files mean. Rule: nothing is read whole before its length is known to be under the caller's cap.
+
+use std::fs::File;
+use std::io::{self, Read};
+use std::path::{Path, PathBuf};
+
+/// A file that could not be used.
+#[derive(Debug, thiserror::Error)]
+#[error("while {doing} {path}: {source}")]
+pub struct FileError {
+    /// What was being done: `reading`, `writing`, …
+    pub doing: &'static str,
+    /// Which file.
+    pub path: PathBuf,
+    /// The system's word.
+    pub source: io::Error,
+}
+
+impl FileError {
+    /// For `map_err`: keeps what was being done and to which file beside the system's word.
+    pub fn of(doing: &'static str, path: &Path) -> impl FnOnce(io::Error) -> FileError {
+        move |source| FileError { doing, path: path.to_owned(), source }
+    }
+}
+
+/// The whole file, refused when it is longer than `bytes_max`.
+pub fn read(path: &Path, bytes_max: u64) -> Result<Vec<u8>, FileError> {
+    let read = || {
+        let mut bytes = Vec::new();
+        File::open(path)?.take(bytes_max + 1).read_to_end(&mut bytes)?;
+        if bytes.len() as u64 > bytes_max {
+            return Err(io::Error::new(
+                io::ErrorKind::FileTooLarge,
+                format!("longer than {bytes_max} bytes"),
+            ));
+        }
+        Ok(bytes)
+    };
+    read().map_err(FileError::of("reading", path))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_file_at_the_cap_is_read_and_one_byte_more_is_refused_by_name() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("f");
+        std::fs::write(&path, [7; 10]).unwrap();
+        assert_eq!(read(&path, 10).unwrap(), [7; 10]);
+        let error = read(&path, 9).unwrap_err().to_string();
+        assert!(error.contains(path.to_str().unwrap()) && error.contains("9 bytes"), "{error}");
+    }
+}

@@ -9,6 +9,8 @@ pub mod config;
 pub mod digest;
 pub mod engine;
 pub mod facts;
+#[cfg(test)]
+mod golden;
 pub mod health;
 pub mod host;
 pub mod image;

@@ -291,6 +291,6 @@ mod tests {
             let (code, what, next) = (reason.exit_code(), reason.description(), reason.remedy());
             page.push_str(&format!("| {code} | `{reason}` | {what} | {next} |\n"));
         }
-        crate::lifecycle::golden::compare("reasons.md", &page);
+        crate::golden::compare("reasons.md", &page);
     }
 }

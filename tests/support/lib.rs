@@ -1,1 +1,3 @@
 //! Support for the system tests: the simulated machine and the boot lab.
+
+pub mod lab;

@@ -1,0 +1,144 @@
+//! What the scenarios of one run share: a registry, a key, releases and provisioned disks, each made once.
+//!
+//! Rule: nothing shared is written after it was made; a scenario works on copies and in a repository of its own.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use anyhow::{Context as _, Result};
+use tempfile::TempDir;
+
+use super::qemu::Hardware;
+use super::registry::Registry;
+use super::release::{self, Recipe};
+use super::tools;
+
+/// One file or folder that the first who asks makes; the others wait for it.
+type Made = Arc<Mutex<Option<PathBuf>>>;
+
+/// The shared things.
+#[derive(Debug)]
+pub struct Lab {
+    folder: TempDir,
+    registry: Registry,
+    made: Mutex<BTreeMap<String, Made>>,
+}
+
+impl Lab {
+    /// Starts the registry and makes the key.
+    pub fn open() -> Result<Lab> {
+        let lab = tools::lab_folder();
+        fs::create_dir_all(&lab)?;
+        let folder = tempfile::Builder::new().prefix("run-").tempdir_in(lab)?;
+        let registry = Registry::start(&folder.path().join("registry"))?;
+        let lab = Lab { folder, registry, made: Mutex::default() };
+        tools::run(lab.cosign()?.arg("generate-key-pair").current_dir(lab.folder.path()))?;
+        Ok(lab)
+    }
+
+    /// The public key that every release of this run trusts.
+    pub fn key(&self) -> PathBuf {
+        self.folder.path().join("cosign.pub")
+    }
+
+    /// A folder for one scenario, inside this run's.
+    pub fn scenario_folder(&self, name: &str) -> Result<PathBuf> {
+        let folder = self.folder.path().join("scenarios").join(name);
+        fs::create_dir_all(&folder)?;
+        Ok(folder)
+    }
+
+    /// The hardware of a machine whose configuration names the repository `name`.
+    pub fn hardware(&self, name: &str) -> Hardware {
+        let serial_number = format!("{}/{name}", self.registry.port());
+        Hardware { serial_number, ..Hardware::default() }
+    }
+
+    /// Pushes the release to the repository `name`, tagged `stable` and with its version, and signs it with cosign.
+    /// Returns its digest.
+    pub fn publish(&self, recipe: &Recipe, name: &str) -> Result<String> {
+        let layout = self.release(recipe)?;
+        let repository = format!("{}/{name}", self.registry.host());
+        let from = format!("oci:{}:{}", layout.display(), recipe.version);
+        let mut push = Command::new(tools::switchback()?);
+        push.args([
+            "--json",
+            "image",
+            "push",
+            &from,
+            &repository,
+            "--tag",
+            recipe.version,
+            "--tag",
+            "stable",
+        ]);
+        tools::run(push.args(["--plain-http", &self.registry.host()]))?;
+        let digest = layout_digest(&layout, recipe.version)?;
+        let key = self.folder.path().join("cosign.key");
+        let mut sign = self.cosign()?;
+        sign.args(["sign", "--yes", "--tlog-upload=false", "--allow-http-registry", "--key"]).arg(key);
+        tools::run(sign.arg(format!("{repository}@{digest}")))?;
+        Ok(digest)
+    }
+
+    /// A copy of a disk that was provisioned with `recipe`, at `copy`.
+    pub fn disk(&self, recipe: &Recipe, copy: &Path) -> Result<()> {
+        let disk = self.once(&format!("disk-{}", recipe.name()), |disk| {
+            let name = format!("factory-{}", recipe.name());
+            self.publish(recipe, &name)?;
+            let mut provision = Command::new(tools::switchback()?);
+            provision.arg("provision").arg(disk).args([
+                "--size",
+                "2G",
+                "--slot-size",
+                "64M",
+                "--state-size",
+                "64M",
+            ]);
+            provision.args(["--release", &format!("{}/{name}:{}", self.registry.host(), recipe.version)]);
+            provision.args(["--plain-http", &self.registry.host(), "--trust"]).arg(self.key());
+            tools::run(&mut provision).map(drop)
+        })?;
+        tools::run(Command::new("cp").arg("--sparse=always").arg(disk).arg(copy)).map(drop)
+    }
+
+    fn release(&self, recipe: &Recipe) -> Result<PathBuf> {
+        self.once(&format!("release-{}", recipe.name()), |layout| release::build(recipe, &self.key(), layout))
+    }
+
+    fn once(&self, name: &str, make: impl FnOnce(&Path) -> Result<()>) -> Result<PathBuf> {
+        let made = self
+            .made
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .entry(name.to_owned())
+            .or_default()
+            .clone();
+        let mut made = made.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(path) = &*made {
+            return Ok(path.clone());
+        }
+        let path = self.folder.path().join(name);
+        make(&path).with_context(|| format!("while making {name}"))?;
+        Ok(made.insert(path).clone())
+    }
+
+    /// cosign with an empty password, on files of this run only.
+    fn cosign(&self) -> Result<Command> {
+        let mut cosign = Command::new(tools::fetched("cosign2")?);
+        cosign.env("COSIGN_PASSWORD", "").env("HOME", self.folder.path());
+        Ok(cosign)
+    }
+}
+
+/// The digest that a tag of an OCI layout folder names.
+fn layout_digest(layout: &Path, tag: &str) -> Result<String> {
+    let index: serde_json::Value = serde_json::from_slice(&fs::read(layout.join("index.json"))?)?;
+    let manifests = index["manifests"].as_array().context("index.json lists no manifests")?;
+    let tagged = manifests.iter().find(|m| m["annotations"]["org.opencontainers.image.ref.name"] == tag);
+    let digest = tagged.and_then(|m| m["digest"].as_str());
+    Ok(digest.with_context(|| format!("{} has no tag {tag}", layout.display()))?.to_owned())
+}

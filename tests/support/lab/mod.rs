@@ -1,0 +1,10 @@
+//! The boot lab: real firmware, boot loader, kernel, registry and signer, on a host without KVM.
+//!
+//! Not here: the scenarios (`tests/boot`). Rule: what the lab makes lies in `.lab`, and what it starts ends with it.
+
+pub mod fixtures;
+pub mod qemu;
+pub mod registry;
+pub mod release;
+pub mod serial;
+pub mod tools;

@@ -1,0 +1,184 @@
+//! Releases for the lab: a busybox root with the static updater, good or bad in one chosen way.
+//!
+//! Not here: where they are pushed (`fixtures`). Rule: a bad release differs from a good one in its temper and version
+//! alone, so that what comes back is told apart by nothing else.
+
+use std::fs;
+use std::os::unix::fs::{PermissionsExt as _, symlink};
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use anyhow::{Context as _, Result};
+
+use super::tools;
+
+/// The product that the lab's machines are.
+pub const PRODUCT: &str = "lab";
+
+/// How a release behaves once its root is PID 1.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Temper {
+    /// Comes up and is healthy.
+    Good,
+    /// The kernel panics.
+    Panics,
+    /// Comes up, and its health check fails.
+    Unhealthy,
+    /// PID 1 ends.
+    Exits,
+    /// PID 1 spins for ever: nothing judges the trial, its deadline ends it.
+    Hangs,
+    /// Every process stands still, the watchdog's keeper too: the watchdog ends it.
+    Freezes,
+}
+
+impl Temper {
+    fn word(self) -> &'static str {
+        match self {
+            Temper::Good => "good",
+            Temper::Panics => "panics",
+            Temper::Unhealthy => "unhealthy",
+            Temper::Exits => "exits",
+            Temper::Hangs => "hangs",
+            Temper::Freezes => "freezes",
+        }
+    }
+}
+
+/// Debian's kernels for virtual machines, as `tests/tools/fetch` names them.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Kernel {
+    /// 6.1: the faster one to boot.
+    V6_1,
+    /// 6.12: has the driver of QEMU's watchdog.
+    V6_12,
+}
+
+impl Kernel {
+    fn name(self) -> &'static str {
+        match self {
+            Kernel::V6_1 => "kernel61",
+            Kernel::V6_12 => "kernel612",
+        }
+    }
+
+    /// The kernel's file and its folder of modules.
+    pub fn files(self) -> Result<(PathBuf, PathBuf)> {
+        let folder = tools::fetched(self.name())?;
+        let mut versions = fs::read_dir(folder.join("lib/modules"))?;
+        let modules = versions.next().context("the kernel came without modules")??.path();
+        Ok((folder.join("vmlinuz"), modules))
+    }
+}
+
+/// What tells one release from another.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Recipe {
+    /// Its version.
+    pub version: &'static str,
+    /// How it behaves.
+    pub temper: Temper,
+    /// What it runs on.
+    pub kernel: Kernel,
+}
+
+impl Recipe {
+    /// A release on the faster kernel.
+    pub fn new(version: &'static str, temper: Temper) -> Recipe {
+        Recipe { version, temper, kernel: Kernel::V6_1 }
+    }
+
+    /// A name that no other recipe has.
+    pub fn name(&self) -> String {
+        format!("{}-{}-{}", self.version, self.temper.word(), self.kernel.name())
+    }
+}
+
+/// Builds the release as an OCI layout folder at `layout`, tagged with its version. Its root trusts `key`.
+pub fn build(recipe: &Recipe, key: &Path, layout: &Path) -> Result<()> {
+    let root = tempfile::Builder::new().prefix("lab-root").tempdir()?;
+    write_root(root.path(), recipe, key)?;
+    let (kernel, modules) = recipe.kernel.files()?;
+    let mut command = Command::new(tools::switchback()?);
+    command.args(["image", "build", "--product", PRODUCT, "--name", "lab-os", "--version", recipe.version]);
+    command.arg("--root").arg(root.path()).arg("--kernel").arg(kernel).arg("--modules-dir").arg(modules);
+    command.arg("--init-binary").arg(tools::device_binary()?);
+    for module in ["virtio_net", "vfat", "nls_ascii", "nls_cp437", "efivarfs"] {
+        command.args(["--module", module]);
+    }
+    if recipe.kernel == Kernel::V6_12 {
+        command.args(["--module", "i6300esb"]);
+    }
+    // `panic=-1`: a panic resets at once. A fast compression level: the lab's images are small and short-lived.
+    command.args(["--cmdline", "console=ttyS0 quiet panic=-1 switchback.deadline=60", "--level", "3"]);
+    command.arg("--output").arg(format!("oci:{}", layout.display()));
+    tools::run(&mut command).map(drop)
+}
+
+fn write_root(root: &Path, recipe: &Recipe, key: &Path) -> Result<()> {
+    for folder in [
+        "bin",
+        "dev",
+        "efi",
+        "etc/switchback/config.d",
+        "mnt",
+        "proc",
+        "root",
+        "run",
+        "sbin",
+        "sys",
+        "tmp",
+        "usr/bin",
+        "usr/lib/switchback/health.d",
+        "usr/lib/switchback/trust",
+        "var/lib/switchback",
+    ] {
+        fs::create_dir_all(root.join(folder))?;
+    }
+    copy(&tools::program("busybox", "busybox-static")?, &root.join("bin/busybox"), 0o755)?;
+    let applets = tools::run(Command::new(root.join("bin/busybox")).arg("--list"))?;
+    for applet in applets.lines().filter(|applet| !["busybox", "init"].contains(applet)) {
+        symlink("busybox", root.join("bin").join(applet))?;
+    }
+    copy(&tools::device_binary()?, &root.join("usr/bin/switchback"), 0o755)?;
+    copy(key, &root.join("usr/lib/switchback/trust/lab.pub"), 0o644)?;
+    write(root, "sbin/init", include_str!("guest-init"), 0o755)?;
+    write(root, "usr/lib/switchback/contract", "contract = 1\n", 0o644)?;
+    let (version, temper) = (recipe.version, recipe.temper.word());
+    write(root, "etc/lab", &format!("LAB_VERSION={version}\nLAB_TEMPER={temper}\n"), 0o644)?;
+    write(root, "etc/os-release", &format!("ID=lab\nNAME=Lab\nVERSION_ID={version}\n"), 0o644)?;
+    write(root, "etc/switchback/lab.template", CONFIG, 0o644)?;
+    // The registry's address is the machine's, not the release's: it is known at boot.
+    symlink("/run/lab/config.toml", root.join("etc/switchback/config.toml"))?;
+    write(root, "usr/lib/switchback/health.d/lab.toml", HEALTH, 0o644)?;
+    write(root, "bin/lab-health", HEALTH_SCRIPT, 0o755)
+}
+
+const CONFIG: &str = r#"product = "lab"
+source = "REGISTRY/REPOSITORY:stable"
+
+[registry]
+plain_http = ["REGISTRY"]
+"#;
+
+const HEALTH: &str = r#"[[check]]
+name = "lab"
+command = ["/bin/lab-health"]
+"#;
+
+const HEALTH_SCRIPT: &str = r#"#!/bin/sh
+. /etc/lab
+echo "LAB-HEALTH $LAB_VERSION $LAB_TEMPER" >/dev/ttyS0
+[ "$LAB_TEMPER" != unhealthy ] || { echo "the lab made this release unwell" >&2; exit 1; }
+"#;
+
+fn copy(from: &Path, to: &Path, mode: u32) -> Result<()> {
+    fs::copy(from, to).with_context(|| format!("while copying {} into the root", from.display()))?;
+    Ok(fs::set_permissions(to, fs::Permissions::from_mode(mode))?)
+}
+
+fn write(root: &Path, path: &str, text: &str, mode: u32) -> Result<()> {
+    let file = root.join(path);
+    fs::write(&file, text)?;
+    Ok(fs::set_permissions(&file, fs::Permissions::from_mode(mode))?)
+}

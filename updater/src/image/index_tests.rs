@@ -1,1 +1,3 @@
+//! Tests of `image::index`: what is accepted, and each way of being refused.
+
 

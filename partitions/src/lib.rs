@@ -10,3 +10,6 @@ pub mod layout;
 pub mod provision;
 pub mod slot;
 pub mod verity;
+
+#[cfg(test)]
+mod testing;

@@ -1,1 +1,0 @@
-//! dm-verity hash tree and root hash.

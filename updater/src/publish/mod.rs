@@ -1,7 +1,11 @@
-//! The author's side.
+//! The author's side: build, chunk, sign and push releases, and look into them.
+//!
+//! Not here: anything a device runs. Rule: the same inputs give the same bytes, whatever the machine or number of threads.
 
+pub mod chunker;
 pub mod file;
 pub mod initramfs;
+pub mod layer;
 pub mod modules;
 pub mod rootfs;
 pub mod uki;

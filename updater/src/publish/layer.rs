@@ -1,0 +1,364 @@
+//! One raw partition image in; the slot layer's blob, its index and its digests out. One pass, bounded memory.
+//!
+//! A reader cuts and hashes the whole, workers hash and compress single pieces, the caller's thread writes them in order.
+//! With no earlier release named each chunk is a frame of its own, as grouping blind to any base costs more than it saves;
+//! zero runs are frames too, so that `zstd -d` of the blob gives the raw image.
+//!
+//! Not here: cut points (`chunker`), the index's bytes (`image::index`). Rule: the result does not depend on the number
+//! of threads, and an index is handed out only after the device's own parser has accepted it.
+
+use std::io::{self, Read, Write};
+use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
+
+use serde::Serialize;
+use sha2::{Digest as _, Sha256};
+use zstd::bulk::Compressor;
+
+use super::chunker::{Chunker, Piece};
+use crate::digest::Digest;
+use crate::image::index::{ChunkRef, FrameBody, Index, IndexError, IndexWriter};
+use crate::image::manifest::{Descriptor, IndexRoot, index_descriptor, slot_descriptor};
+
+/// The zstd level of a release: 12 costs 1 to 7 % more bytes on every device.
+pub const RELEASE_LEVEL: i32 = 19;
+/// Pieces that wait before and behind each worker; with 64 KiB chunks 8 MiB a worker.
+const PIECES_IN_FLIGHT: usize = 64;
+/// More than this many threads are not started.
+const THREADS_MAX: usize = 64;
+
+/// How a layer is made.
+#[derive(Debug, Clone)]
+pub struct LayerOptions {
+    /// zstd level, 1 to 22.
+    pub level: i32,
+    /// Threads that compress.
+    pub threads: usize,
+}
+
+impl Default for LayerOptions {
+    /// [`RELEASE_LEVEL`] on all processors.
+    fn default() -> LayerOptions {
+        let threads = std::thread::available_parallelism().map_or(1, usize::from);
+        LayerOptions { level: RELEASE_LEVEL, threads }
+    }
+}
+
+/// Sees the raw image pass by, in order and in whole blocks: the dm-verity tree is computed by one.
+pub trait RawTap: Send {
+    /// The next bytes.
+    fn data(&mut self, bytes: &[u8]) -> io::Result<()>;
+    /// The next `bytes` bytes are zero.
+    fn zeros(&mut self, bytes: u64) -> io::Result<()>;
+}
+
+/// Looks at nothing.
+pub struct NoTap;
+
+impl RawTap for NoTap {
+    fn data(&mut self, _: &[u8]) -> io::Result<()> {
+        Ok(())
+    }
+    fn zeros(&mut self, _: u64) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+/// A finished layer; the blob itself went to the writer.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Layer {
+    /// SHA-256 of the blob.
+    pub blob_digest: Digest,
+    /// Length of the blob in bytes.
+    pub blob_bytes: u64,
+    /// SHA-256 of the raw image.
+    pub raw_sha256: Digest,
+    /// Length of the raw image in bytes.
+    pub raw_bytes: u64,
+    /// The index blob.
+    pub index: Vec<u8>,
+    /// The index's root frame.
+    pub index_root: IndexRoot,
+    /// Counts.
+    pub statistics: ChunkStatistics,
+}
+
+/// What an index holds, counted.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
+pub struct ChunkStatistics {
+    /// Chunks.
+    pub chunks: u64,
+    /// Zstd frames that hold chunks.
+    pub frames: u64,
+    /// Zero runs.
+    pub zero_runs: u64,
+    /// Bytes of the raw image that are zero runs: never fetched.
+    pub zero_bytes: u64,
+    /// Bytes of the blob that a device without any older release fetches.
+    pub fetch_bytes: u64,
+    /// Length of the shortest chunk in raw bytes.
+    pub chunk_bytes_min: u32,
+    /// Length of the longest chunk in raw bytes.
+    pub chunk_bytes_max: u32,
+    /// Mean length of a chunk in raw bytes.
+    pub chunk_bytes_mean: u32,
+}
+
+/// Why no layer was made. What was written to the blob's writer is of no use.
+#[derive(Debug, thiserror::Error)]
+pub enum LayerError {
+    /// The raw image could not be read, or is no whole number of blocks.
+    #[error("while reading the raw image at byte {offset}")]
+    Read {
+        /// How far it was read.
+        offset: u64,
+        /// The reader's word.
+        source: io::Error,
+    },
+    /// The tap refused.
+    #[error("while hashing the raw image at byte {offset}")]
+    Tap {
+        /// How far it was read.
+        offset: u64,
+        /// The tap's word.
+        source: io::Error,
+    },
+    /// zstd refused, e.g. the level.
+    #[error("while compressing")]
+    Compress {
+        /// zstd's word.
+        source: io::Error,
+    },
+    /// The blob could not be written.
+    #[error("while writing the layer's blob")]
+    Write {
+        /// The writer's word.
+        source: io::Error,
+    },
+    /// The index breaks a rule of the format: a fault of this program, caught before anybody fetches it.
+    #[error("while making the chunk index")]
+    Index {
+        /// Which rule.
+        source: IndexError,
+    },
+    /// A worker thread ended without a word.
+    #[error("while compressing: a worker thread panicked")]
+    Worker,
+}
+
+impl Layer {
+    /// The manifest's descriptors of blob and index for the slot partition `name`.
+    pub fn descriptors(&self, name: &str) -> (Descriptor, Descriptor) {
+        let (digest, size) = (Digest::of(&self.index), self.index.len() as u64);
+        let blob = slot_descriptor(name, self.blob_digest, self.blob_bytes);
+        (blob, index_descriptor(name, digest, size, self.index_root))
+    }
+}
+
+impl ChunkStatistics {
+    /// Counts an index.
+    pub fn of(index: &Index) -> ChunkStatistics {
+        let mut counted = ChunkStatistics { chunk_bytes_min: u32::MAX, ..ChunkStatistics::default() };
+        let mut chunk_bytes = 0;
+        for frame in index.frames() {
+            let FrameBody::Chunks(chunks) = frame.body else {
+                counted.zero_runs += 1;
+                counted.zero_bytes += frame.raw_bytes;
+                continue;
+            };
+            counted.frames += 1;
+            counted.fetch_bytes += u64::from(frame.blob_bytes);
+            chunk_bytes += frame.raw_bytes;
+            for chunk in chunks {
+                counted.chunks += 1;
+                counted.chunk_bytes_min = counted.chunk_bytes_min.min(chunk.raw_bytes);
+                counted.chunk_bytes_max = counted.chunk_bytes_max.max(chunk.raw_bytes);
+            }
+        }
+        counted.chunk_bytes_min = counted.chunk_bytes_min.min(counted.chunk_bytes_max);
+        counted.chunk_bytes_mean = (chunk_bytes / counted.chunks.max(1)) as u32;
+        counted
+    }
+}
+
+/// Makes a layer of the raw image `raw` (read to its end) and writes its blob to `blob`. `tap` sees the raw bytes on
+/// the way; `progress` is told of every raw byte that is done.
+pub fn write_layer(
+    raw: impl Read + Send,
+    mut blob: impl Write,
+    options: &LayerOptions,
+    tap: &mut dyn RawTap,
+    progress: &dyn Fn(u64),
+) -> Result<Layer, LayerError> {
+    let threads = options.threads.clamp(1, THREADS_MAX);
+    std::thread::scope(|scope| {
+        let (mut jobs, mut results) = (Vec::new(), Vec::new());
+        for _ in 0..threads {
+            let (job_to, job_from) = sync_channel(PIECES_IN_FLIGHT);
+            let (result_to, result_from) = sync_channel(PIECES_IN_FLIGHT);
+            scope.spawn(move || compress(options.level, job_from, result_to));
+            jobs.push(job_to);
+            results.push(result_from);
+        }
+        let reader = scope.spawn(move || read(raw, tap, jobs));
+        let collected = collect(results, &mut blob, progress);
+        // The reader's error is the cause: it closes the channels and the collector sees only an early end.
+        let (raw_bytes, raw_sha256) = reader.join().map_err(|_| LayerError::Worker)??;
+        let collected = collected?;
+        if collected.raw_bytes != raw_bytes {
+            return Err(LayerError::Worker);
+        }
+        blob.flush().map_err(|source| LayerError::Write { source })?;
+        collected.finish(raw_sha256)
+    })
+}
+
+/// The first stage: cuts, hashes the whole, deals the pieces out in turn.
+fn read(
+    raw: impl Read,
+    tap: &mut dyn RawTap,
+    jobs: Vec<SyncSender<Piece>>,
+) -> Result<(u64, Digest), LayerError> {
+    let mut sha256 = Sha256::new();
+    let mut offset = 0;
+    for (piece, to) in Chunker::new(raw).zip(jobs.iter().cycle()) {
+        let piece = piece.map_err(|source| LayerError::Read { offset, source })?;
+        let tapped = match &piece {
+            Piece::Zero(bytes) => {
+                hash_zeros(&mut sha256, *bytes);
+                tap.zeros(u64::from(*bytes))
+            }
+            Piece::Chunk(bytes) => {
+                sha256.update(bytes);
+                tap.data(bytes)
+            }
+        };
+        tapped.map_err(|source| LayerError::Tap { offset, source })?;
+        offset += piece.bytes();
+        if to.send(piece).is_err() {
+            // The worker or the collector stopped; its own error says why.
+            break;
+        }
+    }
+    Ok((offset, Digest::from_raw(sha256.finalize().into())))
+}
+
+fn hash_zeros(sha256: &mut Sha256, bytes: u32) {
+    const ZEROS: [u8; 4096] = [0; 4096];
+    for _ in 0..bytes as usize / ZEROS.len() {
+        sha256.update(ZEROS);
+    }
+}
+
+impl Piece {
+    fn bytes(&self) -> u64 {
+        match self {
+            Piece::Zero(bytes) => u64::from(*bytes),
+            Piece::Chunk(bytes) => bytes.len() as u64,
+        }
+    }
+}
+
+/// A compressed piece.
+struct Frame {
+    raw_bytes: u32,
+    /// `None` for zeros.
+    sha256: Option<[u8; 32]>,
+    compressed: Vec<u8>,
+}
+
+/// The middle stage.
+fn compress(level: i32, jobs: Receiver<Piece>, results: SyncSender<Result<Frame, LayerError>>) {
+    let mut compressor = match Compressor::new(level) {
+        Ok(compressor) => compressor,
+        Err(source) => {
+            let _collector_gone = results.send(Err(LayerError::Compress { source }));
+            return;
+        }
+    };
+    for piece in jobs {
+        let frame = compress_piece(&mut compressor, &piece).map_err(|source| LayerError::Compress { source });
+        if results.send(frame).is_err() {
+            return;
+        }
+    }
+}
+
+fn compress_piece(compressor: &mut Compressor<'_>, piece: &Piece) -> io::Result<Frame> {
+    Ok(match piece {
+        Piece::Zero(bytes) => {
+            Frame { raw_bytes: *bytes, sha256: None, compressed: compress_zeros(u64::from(*bytes))? }
+        }
+        Piece::Chunk(bytes) => Frame {
+            raw_bytes: bytes.len() as u32,
+            sha256: Some(Sha256::digest(bytes).into()),
+            compressed: compressor.compress(bytes)?,
+        },
+    })
+}
+
+/// A frame of zeros, streamed: 64 MiB of them need no buffer, and the lowest level finds them all.
+fn compress_zeros(bytes: u64) -> io::Result<Vec<u8>> {
+    let mut encoder = zstd::Encoder::new(Vec::new(), 1)?;
+    encoder.set_pledged_src_size(Some(bytes))?;
+    io::copy(&mut io::repeat(0).take(bytes), &mut encoder)?;
+    encoder.finish()
+}
+
+/// What the last stage has seen.
+struct Collected {
+    index: IndexWriter,
+    blob_sha256: Sha256,
+    raw_bytes: u64,
+    blob_bytes: u64,
+}
+
+/// The last stage: takes results in turn, as the jobs were dealt out.
+fn collect(
+    results: Vec<Receiver<Result<Frame, LayerError>>>,
+    blob: &mut dyn Write,
+    progress: &dyn Fn(u64),
+) -> Result<Collected, LayerError> {
+    let index = IndexWriter::new().map_err(|source| LayerError::Index { source })?;
+    let mut done = Collected { index, blob_sha256: Sha256::new(), raw_bytes: 0, blob_bytes: 0 };
+    for from in results.iter().cycle() {
+        let Ok(frame) = from.recv() else { break };
+        let frame = frame?;
+        blob.write_all(&frame.compressed).map_err(|source| LayerError::Write { source })?;
+        done.blob_sha256.update(&frame.compressed);
+        done.push(&frame).map_err(|source| LayerError::Index { source })?;
+        progress(u64::from(frame.raw_bytes));
+    }
+    Ok(done)
+}
+
+impl Collected {
+    fn push(&mut self, frame: &Frame) -> Result<(), IndexError> {
+        let chunk = frame.sha256.map(|sha256| ChunkRef { raw_bytes: frame.raw_bytes, sha256 });
+        let blob_bytes = frame.compressed.len() as u32;
+        self.index.push_frame(blob_bytes, frame.raw_bytes, chunk.as_slice())?;
+        self.raw_bytes += u64::from(frame.raw_bytes);
+        self.blob_bytes += u64::from(blob_bytes);
+        Ok(())
+    }
+
+    fn finish(self, raw_sha256: Digest) -> Result<Layer, LayerError> {
+        let Collected { index, blob_sha256, raw_bytes, blob_bytes } = self;
+        let built = index.finish().map_err(|source| LayerError::Index { source })?;
+        let parsed = Index::parse(&built.blob, raw_bytes, blob_bytes)
+            .map_err(|source| LayerError::Index { source })?;
+        let root = &built.blob[..built.root_bytes as usize];
+        Ok(Layer {
+            blob_digest: Digest::from_raw(blob_sha256.finalize().into()),
+            blob_bytes,
+            raw_sha256,
+            raw_bytes,
+            index_root: IndexRoot { digest: Digest::of(root), size: built.root_bytes },
+            statistics: ChunkStatistics::of(&parsed),
+            index: built.blob,
+        })
+    }
+}
+
+#[cfg(test)]
+#[path = "layer_tests.rs"]
+mod tests;

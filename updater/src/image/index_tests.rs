@@ -170,7 +170,7 @@ const LIES: &[Case] = &[
             d.pages.insert(0, d.pages[0].clone());
             d.page_count = 3;
         },
-        |lie| matches!(lie, Lie::Overlap { span: Span::Raw, .. }),
+        |lie| matches!(lie, Lie::Overlap { span: Span::Blob, .. }),
     ),
     ("a page with another hash", |d| d.pages[1].sha256 = Some([7; 32]), |lie| matches!(lie, Lie::PageHash)),
     (
@@ -444,7 +444,11 @@ fn the_worst_honest_index_fits_the_bound_that_fetchers_use() {
     for n in 0..raw_bytes / 4096 {
         let sha256 = sha2::Sha256::digest(n.to_le_bytes()).into();
         writer
-            .push_frame(1 + (n as u32).wrapping_mul(2_654_435_761) % 4000, 4096, &[ChunkRef { raw_bytes: 4096, sha256 }])
+            .push_frame(
+                1 + (n as u32).wrapping_mul(2_654_435_761) % 4000,
+                4096,
+                &[ChunkRef { raw_bytes: 4096, sha256 }],
+            )
             .unwrap();
     }
     let built = writer.finish().unwrap();

@@ -1,3 +1,1 @@
 //! Tests of `image::manifest`: what is accepted, and each way of being refused.
-
-

@@ -103,7 +103,7 @@ reasons! {
         "Check the auth file named under [source]."
     RegistryBroken "registry-broken" 33
         "The registry's answer breaks the protocol, or its certificate is not trusted."
-        "Look at the message; a private certificate authority is named by `ca-file` under [source]."
+        "Look at the message; a private certificate authority is named by `ca_file` under [source]."
     CorruptBlob "corrupt-blob" 34
         "A document from the registry does not have the bytes that its digest promises."
         "Try again; if it repeats, the registry or a cache before it is damaged."
@@ -164,7 +164,7 @@ reasons! {
         "Check what the health checks start; a hang here was ended by the watchdog."
     DeadlineMissed "deadline-missed" 57
         "The trial was not confirmed by its deadline."
-        "See which check was still waiting; `trial-deadline` under [boot] sets the limit."
+        "See which check was still waiting; `trial_deadline` under [boot] sets the limit."
     Inconclusive "inconclusive" 58
         "The tries were spent without a verdict and without evidence of a crash, as after power cuts."
         "It is tried again at most twice; then name it with `switchback update --to`, or publish a new release."

@@ -270,5 +270,43 @@ fn require(holds: bool, field: &'static str, problem: impl FnOnce() -> String) -
 }
 
 #[cfg(test)]
+pub(crate) mod tests_support {
+    use super::*;
+
+    /// A whole, honest config: 5 GiB of root with dm-verity, kernel and initrd.
+    pub(crate) fn example() -> OsConfig {
+        let verity = VerityInfo {
+            root: [7; 32],
+            salt: vec![1, 2, 3],
+            uuid: Uuid::from_u128(5),
+            data_block_bytes: 4096,
+            hash_block_bytes: 4096,
+            data_blocks: 5 << 18,
+        };
+        OsConfig {
+            schema: SCHEMA,
+            kind: Kind::Os,
+            product: "example".into(),
+            name: "Example OS 1.1".into(),
+            version: "1.1".into(),
+            security_version: 3,
+            compatible: vec!["qemu,q35".into()],
+            requirements: Requirements {
+                ram_bytes: 1 << 29,
+                updater: Some("0.1.0".into()),
+                ..Default::default()
+            },
+            slots: vec![SlotContent {
+                name: "root".into(),
+                bytes: 5 << 30,
+                sha256: Digest::of(b"raw"),
+                verity: Some(verity),
+            }],
+            cmdline: Some("switchback.roothash=07 quiet".into()),
+        }
+    }
+}
+
+#[cfg(test)]
 #[path = "config_tests.rs"]
 mod tests;

@@ -6,9 +6,11 @@ use std::fs::File;
 use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 
+use sha2::{Digest as _, Sha256};
+
 /// A file that could not be used.
 #[derive(Debug, thiserror::Error)]
-#[error("while {doing} {path}: {source}")]
+#[error("while {doing} {path}")]
 pub struct FileError {
     /// What was being done: `reading`, `writing`, …
     pub doing: &'static str,
@@ -41,9 +43,29 @@ pub fn read(path: &Path, bytes_max: u64) -> Result<Vec<u8>, FileError> {
     read().map_err(FileError::of("reading", path))
 }
 
+/// The SHA-256 of all that `reader` gives.
+pub fn sha256(mut reader: impl Read) -> io::Result<[u8; 32]> {
+    let mut hash = Sha256::new();
+    let mut buffer = vec![0; 1 << 20];
+    loop {
+        match reader.read(&mut buffer) {
+            Ok(0) => return Ok(hash.finalize().into()),
+            Ok(bytes) => hash.update(&buffer[..bytes]),
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) => return Err(error),
+        }
+    }
+}
+
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use super::*;
+
+    /// An error with all its causes, as a user reads it.
+    pub(in super::super) fn chain(error: &dyn std::error::Error) -> String {
+        let causes = std::iter::successors(error.source(), |cause| cause.source());
+        causes.fold(error.to_string(), |text, cause| format!("{text}: {cause}"))
+    }
 
     #[test]
     fn a_file_at_the_cap_is_read_and_one_byte_more_is_refused_by_name() {
@@ -51,7 +73,7 @@ mod tests {
         let path = dir.path().join("f");
         std::fs::write(&path, [7; 10]).unwrap();
         assert_eq!(read(&path, 10).unwrap(), [7; 10]);
-        let error = read(&path, 9).unwrap_err().to_string();
+        let error = chain(&read(&path, 9).unwrap_err());
         assert!(error.contains(path.to_str().unwrap()) && error.contains("9 bytes"), "{error}");
     }
 }

@@ -45,7 +45,7 @@ pub struct Initramfs {
 #[derive(Debug, thiserror::Error)]
 pub enum InitramfsError {
     /// The running program could not be found.
-    #[error("while finding the running program: {0}; name a static switchback with --init-binary")]
+    #[error("while finding the running program to pack it; name a static switchback with --init-binary")]
     NoProgram(#[source] io::Error),
     /// The init binary cannot start alone.
     #[error(
@@ -73,7 +73,7 @@ pub enum InitramfsError {
     #[error(transparent)]
     File(#[from] FileError),
     /// The archive could not be made.
-    #[error("while packing the initramfs: {0}")]
+    #[error("while packing the initramfs")]
     Pack(#[source] io::Error),
 }
 

@@ -15,7 +15,7 @@ use serde::Deserialize;
 use sha2::{Digest as _, Sha256};
 use uuid::Uuid;
 
-use super::file::FileError;
+use super::file::{self, FileError};
 
 /// Where a root says that it knows the updater.
 pub const CONTRACT_PATH: &str = "usr/lib/switchback/contract";
@@ -31,15 +31,6 @@ const CONTRACT_BYTES_MAX: u64 = 4096;
 const SUPERBLOCK_AT: u64 = 1024;
 const EROFS_MAGIC: [u8; 4] = 0xE0F5_E1E2_u32.to_le_bytes();
 const BLOCK_BITS: u8 = 12;
-
-/// Who owns the files in the image.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Ownership {
-    /// As in the folder; for folders unpacked by root.
-    Keep,
-    /// Everything belongs to user and group 0; for folders made by an ordinary user.
-    AllRoot,
-}
 
 /// Why a folder does not become a root image. Nothing but the output file was touched.
 #[derive(Debug, thiserror::Error)]
@@ -80,16 +71,6 @@ pub enum RootfsError {
         folder: PathBuf,
         /// The missing one.
         missing: &'static str,
-    },
-    /// An ordinary user's files would own the system.
-    #[error(
-        "while checking {folder}: it belongs to user {uid}, and so would the system's files; say --all-root, or unpack it as root"
-    )]
-    NotRootOwned {
-        /// The folder.
-        folder: PathBuf,
-        /// Its owner.
-        uid: u32,
     },
     /// The tool is not installed.
     #[error(
@@ -144,15 +125,23 @@ pub fn check_contract(folder: &Path) -> Result<(), RootfsError> {
 
 /// Writes the folder as an EROFS image to `image` and gives its length, whole blocks of 4096 bytes. Uncompressed: an
 /// update fetches compressed chunks anyway, and compressed files inside an image share nothing with their older selves.
-pub fn make_erofs(folder: &Path, ownership: Ownership, image: &Path) -> Result<u64, RootfsError> {
+///
+/// Owners are kept when the folder itself belongs to root. A folder of an ordinary user becomes root's altogether: the
+/// system's files must not belong to whoever has that user's number on the machine.
+pub fn make_erofs(folder: &Path, image: &Path) -> Result<u64, RootfsError> {
     let uid = fs::metadata(folder).map_err(FileError::of("reading", folder))?.uid();
-    if ownership == Ownership::Keep && uid != 0 {
-        return Err(RootfsError::NotRootOwned { folder: folder.to_owned(), uid });
-    }
-    let uuid = content_uuid(folder, ownership)?;
-    run_mkfs(folder, ownership, &uuid, image)?;
+    let owners = if uid == 0 { Owners::Kept } else { Owners::AllRoot };
+    let uuid = content_uuid(folder, owners)?;
+    run_mkfs(folder, owners, &uuid, image)?;
     check_superblock(folder, image)?;
     pad(image).map_err(|e| FileError::of("padding", image)(e).into())
+}
+
+/// Who owns the files in the image.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Owners {
+    Kept,
+    AllRoot,
 }
 
 #[derive(Deserialize)]
@@ -178,7 +167,7 @@ fn read_inside(folder: &Path, path: &str) -> io::Result<String> {
 
 /// A file system UUID that follows from the contents, so that the same folder gives the same image and two releases
 /// never share a UUID. Extended attributes are left out: they change the image, but alone not its UUID.
-fn content_uuid(folder: &Path, ownership: Ownership) -> Result<Uuid, RootfsError> {
+fn content_uuid(folder: &Path, owners: Owners) -> Result<Uuid, RootfsError> {
     let mut hash = Sha256::new();
     for entry in walkdir::WalkDir::new(folder).sort_by_file_name() {
         let entry = entry.map_err(|error| {
@@ -186,15 +175,15 @@ fn content_uuid(folder: &Path, ownership: Ownership) -> Result<Uuid, RootfsError
             FileError { doing: "reading", path, source: error.into() }
         })?;
         let path = entry.path();
-        hash_entry(&mut hash, folder, path, ownership).map_err(FileError::of("reading", path))?;
+        hash_entry(&mut hash, folder, path, owners).map_err(FileError::of("reading", path))?;
     }
     Ok(Uuid::new_v5(&Uuid::NAMESPACE_OID, &hash.finalize()))
 }
 
-fn hash_entry(hash: &mut Sha256, folder: &Path, path: &Path, ownership: Ownership) -> io::Result<()> {
+fn hash_entry(hash: &mut Sha256, folder: &Path, path: &Path, owners: Owners) -> io::Result<()> {
     let meta = fs::symlink_metadata(path)?;
     let name = path.strip_prefix(folder).unwrap_or(path).as_os_str().as_bytes();
-    let (uid, gid) = if ownership == Ownership::Keep { (meta.uid(), meta.gid()) } else { (0, 0) };
+    let (uid, gid) = if owners == Owners::Kept { (meta.uid(), meta.gid()) } else { (0, 0) };
     let rdev =
         if meta.file_type().is_char_device() || meta.file_type().is_block_device() { meta.rdev() } else { 0 };
     hash.update((name.len() as u64).to_le_bytes());
@@ -207,30 +196,16 @@ fn hash_entry(hash: &mut Sha256, folder: &Path, path: &Path, ownership: Ownershi
         hash.update((target.as_os_str().len() as u64).to_le_bytes());
         hash.update(target.as_os_str().as_bytes());
     } else if meta.is_file() {
-        let mut content = Sha256::new();
-        io::copy(&mut File::open(path)?, &mut HashWriter(&mut content))?;
-        hash.update(content.finalize());
+        hash.update(file::sha256(File::open(path)?)?);
     }
     Ok(())
 }
 
-struct HashWriter<'a>(&'a mut Sha256);
-
-impl io::Write for HashWriter<'_> {
-    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        self.0.update(bytes);
-        Ok(bytes.len())
-    }
-    fn flush(&mut self) -> io::Result<()> {
-        Ok(())
-    }
-}
-
-fn run_mkfs(folder: &Path, ownership: Ownership, uuid: &Uuid, image: &Path) -> Result<(), RootfsError> {
+fn run_mkfs(folder: &Path, owners: Owners, uuid: &Uuid, image: &Path) -> Result<(), RootfsError> {
     let tool = find_tool("mkfs.erofs").ok_or(RootfsError::NoTool)?;
     let mut command = Command::new(&tool);
     command.args(["--quiet", "-T0", "-U"]).arg(uuid.to_string());
-    if ownership == Ownership::AllRoot {
+    if owners == Owners::AllRoot {
         command.arg("--all-root");
     }
     // A leading dash in a name must not become an option: both paths are made absolute.
@@ -321,7 +296,7 @@ mod tests {
     fn image_of(folder: &Path) -> Vec<u8> {
         let out = tempfile::tempdir().unwrap();
         let image = out.path().join("root.erofs");
-        let bytes = make_erofs(folder, Ownership::AllRoot, &image).unwrap();
+        let bytes = make_erofs(folder, &image).unwrap();
         let fsck = Command::new("fsck.erofs").arg(&image).output().expect("apt-get install erofs-utils");
         assert!(fsck.status.success(), "{}", String::from_utf8_lossy(&fsck.stderr));
         let image = fs::read(image).unwrap();
@@ -387,8 +362,7 @@ mod tests {
 
     #[test]
     fn a_missing_folder_is_named() {
-        let error =
-            make_erofs(Path::new("/no/such/root"), Ownership::Keep, Path::new("x")).unwrap_err().to_string();
+        let error = make_erofs(Path::new("/no/such/root"), Path::new("x")).unwrap_err().to_string();
         assert!(error.contains("/no/such/root"), "{error}");
     }
 }

@@ -12,7 +12,7 @@ pub const ROOTHASH_WORD: &str = "switchback.roothash=";
 #[derive(Debug, thiserror::Error)]
 pub enum UkiError {
     /// The file is no PE file.
-    #[error("while reading the UKI: it is no PE file: {0}")]
+    #[error("while reading the UKI: it is no PE file")]
     NoPe(#[source] goblin::error::Error),
     /// The PE file lacks what makes it a UKI.
     #[error("while reading the UKI: it has no section {0}; make it with `ukify build`")]

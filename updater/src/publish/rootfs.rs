@@ -327,6 +327,26 @@ mod tests {
         }
     }
 
+    fn owner_of(image: &[u8], name: &str) -> u32 {
+        let fs = erofs_rs::EroFS::new(erofs_rs::backend::SliceImage::new(image)).unwrap();
+        let (parent, file) = name.rsplit_once('/').unwrap();
+        let mut entries = fs.read_dir(parent).unwrap().map(|entry| entry.unwrap().dir_entry);
+        let entry = entries.find(|entry| entry.file_name() == file.as_bytes()).unwrap();
+        fs.get_inode(entry.nid()).unwrap().uid()
+    }
+
+    #[test]
+    fn a_root_folder_keeps_its_owners_and_a_users_folder_becomes_roots() {
+        let folder = folder(false);
+        let chown = |path: &Path, uid| std::os::unix::fs::chown(path, Some(uid), None);
+        // An ordinary user cannot give files away, and has only folders of the second kind.
+        if chown(&folder.path().join("etc/f1"), 5).is_ok() {
+            assert_eq!(owner_of(&image_of(folder.path()), "/etc/f1"), 5);
+            chown(folder.path(), 1000).unwrap();
+        }
+        assert_eq!(owner_of(&image_of(folder.path()), "/etc/f1"), 0);
+    }
+
     #[test]
     fn a_root_is_refused_for_a_reason_that_names_the_cure() {
         type Break = fn(&Path);

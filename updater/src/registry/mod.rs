@@ -4,14 +4,19 @@
 //! may be believed is `trust`. Rule: every length is capped before it is read, every body has its digest or its range
 //! checked, and credentials reach no other origin and no plain HTTP that was not named.
 
+pub mod credentials;
 pub mod evidence;
+pub mod http;
 pub mod layout_dir;
 pub mod reference;
 
 use std::collections::BTreeMap;
 use std::io;
 use std::ops::Range;
-use std::path::{Path, PathBuf};
+#[cfg(feature = "author")]
+use std::path::Path;
+use std::path::PathBuf;
+use std::time::Duration;
 
 use async_trait::async_trait;
 use bytes::Bytes;
@@ -73,13 +78,21 @@ pub trait Registry: Send + Sync {
     /// True when the repository holds this blob.
     async fn has_blob(&self, digest: &Digest) -> Result<bool, RegistryError>;
 
+    /// False once a range was answered with everything: then one pass over the whole blob is cheaper than many ranges.
+    fn serves_ranges(&self) -> bool {
+        true
+    }
+
     /// Uploads the file at `path` as the blob `descriptor`; nothing is sent when it is there already.
+    #[cfg(feature = "author")]
     async fn push_blob_file(&self, descriptor: &Descriptor, path: &Path) -> Result<(), RegistryError>;
 
     /// Uploads a small blob and describes it.
+    #[cfg(feature = "author")]
     async fn push_blob(&self, media_type: &str, bytes: &[u8]) -> Result<Descriptor, RegistryError>;
 
     /// Uploads a manifest or index, under `tag` when one is given, and gives its digest. What it names must be there.
+    #[cfg(feature = "author")]
     async fn push_manifest(
         &self,
         tag: Option<&str>,
@@ -89,6 +102,70 @@ pub trait Registry: Send + Sync {
 
     /// Where this is, for people: `registry.example/os` or `oci:/srv/os`.
     fn place(&self) -> String;
+}
+
+/// How registries are reached. The default: TLS with the system's certificates, credentials where docker and podman keep
+/// them.
+#[derive(Debug, Clone, Default)]
+pub struct RegistryAccess {
+    /// Hosts (`host` or `host:port`, as in the reference) that are reached by plain HTTP, and that credentials may be sent
+    /// to in the clear.
+    pub plain_http: Vec<String>,
+    /// A PEM file with certificates that are trusted beside the system's.
+    pub ca_file: Option<PathBuf>,
+    /// The only file that credentials are taken from, in the format of docker's `config.json`.
+    pub auth_file: Option<PathBuf>,
+    /// When to wait and when to give up.
+    pub patience: Patience,
+}
+
+/// When to wait and when to give up.
+#[derive(Debug, Clone)]
+pub struct Patience {
+    /// For a connection.
+    pub connect: Duration,
+    /// For the first byte of an answer, and for each next one.
+    pub silence: Duration,
+    /// A body must bring `pace_bytes` in each `pace_window` of waiting for it.
+    pub pace_window: Duration,
+    /// See `pace_window`; in bytes.
+    pub pace_bytes: u64,
+    /// How often a question is asked before it counts as unanswered; at least 1.
+    pub attempts: usize,
+    /// Before the second attempt; then about twice as long each time.
+    pub first_delay: Duration,
+    /// The longest wait between two attempts that is chosen here; a registry's `Retry-After` may be longer.
+    pub longest_delay: Duration,
+}
+
+impl Default for Patience {
+    fn default() -> Patience {
+        Patience {
+            connect: Duration::from_secs(10),
+            silence: Duration::from_secs(30),
+            pace_window: Duration::from_secs(60),
+            pace_bytes: 64 << 10,
+            attempts: 6,
+            first_delay: Duration::from_millis(500),
+            longest_delay: Duration::from_secs(30),
+        }
+    }
+}
+
+/// Opens the repository that a reference names. Nothing is read or sent yet.
+///
+/// # Errors
+/// A certificate file that cannot be used.
+pub fn open(
+    reference: &reference::Reference,
+    access: &RegistryAccess,
+) -> Result<Box<dyn Registry>, RegistryError> {
+    Ok(match &reference.source {
+        reference::Source::Layout(path) => Box::new(layout_dir::LayoutDir::new(path)),
+        reference::Source::Registry { host, repository } => {
+            Box::new(http::HttpRegistry::new(host, repository, access.clone())?)
+        }
+    })
 }
 
 /// An image manifest (OCI image-spec, manifest.md).

@@ -21,28 +21,14 @@ use std::time::Duration;
 use async_trait::async_trait;
 use bytes::Bytes;
 use futures_util::stream::BoxStream;
-use serde::{Deserialize, Serialize};
+use serde::Deserialize;
 
 use crate::digest::Digest;
+pub use crate::image::manifest::{Descriptor, MANIFEST_MEDIA_TYPE};
 
 /// The largest manifest or index that is read, in bytes: 4 MiB is what registries accept (OCI distribution-spec,
 /// "Pushing Manifests").
 pub const MANIFEST_BYTES_MAX: u64 = 4 << 20;
-
-/// A piece of content named by its digest (OCI image-spec, descriptor.md).
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase")]
-pub struct Descriptor {
-    /// What the content is.
-    pub media_type: String,
-    /// Its digest.
-    pub digest: Digest,
-    /// Its length in bytes.
-    pub size: u64,
-    /// Words of the publisher; empty when there are none.
-    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
-    pub annotations: BTreeMap<String, String>,
-}
 
 /// Bytes as they arrive, in order; ends after exactly what was asked for, or with an error.
 pub type ByteStream = BoxStream<'static, Result<Bytes, RegistryError>>;
@@ -168,8 +154,6 @@ pub fn open(
     })
 }
 
-/// An image manifest (OCI image-spec, manifest.md).
-pub const MANIFEST_MEDIA_TYPE: &str = "application/vnd.oci.image.manifest.v1+json";
 /// An image index (OCI image-spec, image-index.md).
 pub const INDEX_MEDIA_TYPE: &str = "application/vnd.oci.image.index.v1+json";
 

@@ -13,6 +13,8 @@ use std::ops::Deref;
 use serde::{Deserialize, Serialize};
 
 use crate::digest::Digest;
+use crate::image::config::OsConfig;
+use crate::image::manifest::OsManifest;
 pub use keys::PublicKey;
 pub use policy::Policy;
 
@@ -59,10 +61,31 @@ impl<T> Verified<T> {
 }
 
 impl Verified<Digest> {
-    /// Checks that the signature covers `bytes`; `what` names them in the error.
-    pub fn covers(&self, what: &'static str, bytes: &[u8]) -> Result<(), TrustError> {
-        same_bytes(what, self, bytes)
+    /// The manifest with this digest: hashed, then parsed.
+    ///
+    /// # Errors
+    /// [`TrustError::OtherBytes`], or [`TrustError::Unreadable`] when it is signed and no manifest of ours.
+    pub fn open_manifest(&self, bytes: &[u8]) -> Result<Verified<OsManifest>, TrustError> {
+        same_bytes("manifest", self, bytes)?;
+        OsManifest::parse(bytes).map(Verified).map_err(|source| unreadable("manifest", source))
     }
+}
+
+impl Verified<OsManifest> {
+    /// The config that this manifest names: hashed, parsed, and found to describe the same image.
+    ///
+    /// # Errors
+    /// As [`Verified::open_manifest`].
+    pub fn open_config(&self, bytes: &[u8]) -> Result<Verified<OsConfig>, TrustError> {
+        same_bytes("config", &self.config.digest, bytes)?;
+        let config = OsConfig::parse(bytes).map_err(|source| unreadable("config", source))?;
+        self.check_config(&config).map_err(|source| unreadable("config", source))?;
+        Ok(Verified(config))
+    }
+}
+
+fn unreadable(what: &'static str, source: impl std::error::Error + Send + Sync + 'static) -> TrustError {
+    TrustError::Unreadable { what, source: Box::new(source) }
 }
 
 fn same_bytes(what: &'static str, expected: &Digest, bytes: &[u8]) -> Result<(), TrustError> {

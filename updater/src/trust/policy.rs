@@ -1,15 +1,16 @@
-//! Which keys are trusted for the OS image, how many of them must have signed, and which release this machine takes.
+//! Whose signatures are believed and how many of them are needed; and which of the signed releases this machine takes.
 //!
 //! Not here: signatures (`cosign`), where keys lie. Rule: a policy that would let everything pass, or nothing ever,
 //! cannot be made.
 
-use super::TrustError;
 use super::keys::{KeyId, PublicKey};
+use super::{TrustError, Verified};
+use crate::image::config::{Kind, OsConfig};
 
 /// The most keys of one policy.
 const KEYS_MAX: usize = 64;
 
-/// Who may sign the OS image, and what it has to be.
+/// Who may sign, and how many of them must have.
 #[derive(Debug, Clone)]
 pub struct Policy {
     keys: Vec<PublicKey>,
@@ -54,4 +55,46 @@ impl Policy {
     pub fn key_ids(&self) -> impl Iterator<Item = KeyId> + '_ {
         self.keys.iter().map(PublicKey::id)
     }
+}
+
+/// Refuses a signed release that is for something else: a service offered as an OS, another product of the same
+/// publisher, another machine's hardware. With no `product` given any product is taken, which is for the first release
+/// of a blank disk alone.
+///
+/// # Errors
+/// [`TrustError::NotForThis`] with the field `kind`, `product` or `compatible`.
+pub fn admit(
+    config: &Verified<OsConfig>,
+    kind: Kind,
+    product: Option<&str>,
+    compatible: &[String],
+) -> Result<(), TrustError> {
+    let refuse = |field, found: String, wanted: String| Err(TrustError::NotForThis { field, found, wanted });
+    if config.kind != kind {
+        return refuse(
+            "kind",
+            format!("{:?}", config.kind).to_lowercase(),
+            format!("{kind:?}").to_lowercase(),
+        );
+    }
+    if let Some(product) = product.filter(|product| *product != config.product) {
+        return refuse("product", config.product.clone(), product.to_owned());
+    }
+    // A release that names no hardware runs on any.
+    let fits = config.compatible.is_empty() || config.compatible.iter().any(|name| compatible.contains(name));
+    if !fits {
+        return refuse("compatible", config.compatible.join(", "), compatible.join(", "));
+    }
+    Ok(())
+}
+
+/// Refuses a signed release whose security version is below `floor`: genuine, and too old to be let back in.
+///
+/// # Errors
+/// [`TrustError::BelowFloor`].
+pub fn above_floor(config: &Verified<OsConfig>, floor: u64) -> Result<(), TrustError> {
+    if config.security_version < floor {
+        return Err(TrustError::BelowFloor { found: config.security_version, floor });
+    }
+    Ok(())
 }

@@ -10,8 +10,8 @@ use goblin::elf::Elf;
 use super::file::{self, FileError};
 use super::modules::{self, Module, ModulesError, Selection};
 
-/// The list of modules inside the initramfs: one absolute path a line, in loading order. A line that starts with `-`
-/// names a module whose refusal by the kernel is passed over.
+/// The list of modules inside the initramfs: one absolute path a line, in loading order, with the module's parameters
+/// behind it. A line that starts with `-` names a module whose refusal by the kernel is passed over.
 pub const MODULE_LIST: &str = "etc/switchback/modules";
 
 const INIT_BYTES_MAX: u64 = 256 << 20;
@@ -28,7 +28,7 @@ pub struct InitramfsRequest {
     pub init_binary: Option<PathBuf>,
     /// `…/lib/modules/<kernel release>` of the kernel that it is for; `None` for a kernel with everything built in.
     pub modules_dir: Option<PathBuf>,
-    /// Modules beside the default set, loaded after it.
+    /// Modules beside the default set, loaded after it: `NAME [PARAMETERS]`, or `-NAME …` when the kernel may refuse it.
     pub extra_modules: Vec<String>,
 }
 
@@ -131,7 +131,10 @@ fn archive(init: &[u8], modules: &[Module]) -> io::Result<Vec<u8>> {
 }
 
 fn module_list(modules: &[Module]) -> String {
-    let line = |module: &Module| format!("{}/{}\n", if module.required { "" } else { "-" }, module.path);
+    let line = |module: &Module| {
+        let may_fail = if module.required { "" } else { "-" };
+        format!("{may_fail}/{} {}", module.path, module.parameters).trim_end().to_owned() + "\n"
+    };
     modules.iter().map(line).collect()
 }
 
@@ -208,7 +211,7 @@ pub(super) mod tests {
         InitramfsRequest {
             init_binary: Some(init),
             modules_dir: Some(small_kernel(root)),
-            extra_modules: vec!["my-driver".into()],
+            extra_modules: vec!["my-driver depth=3".into()],
         }
     }
 
@@ -258,7 +261,7 @@ pub(super) mod tests {
         assert_eq!(std::fs::read(out.path().join("init")).unwrap(), static_program());
         let list = std::fs::read_to_string(out.path().join(MODULE_LIST)).unwrap();
         assert_eq!(list.lines().nth(6), Some(format!("-/{k}/efivarfs.ko").as_str()));
-        assert_eq!(list.lines().last(), Some(format!("/{k}/my-driver.ko").as_str()));
+        assert_eq!(list.lines().last(), Some(format!("/{k}/my-driver.ko depth=3").as_str()));
         assert_eq!(std::fs::read(out.path().join(k).join("fat.ko")).unwrap(), b"fat module");
     }
 

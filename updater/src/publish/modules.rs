@@ -98,6 +98,8 @@ pub enum ModulesError {
 pub struct Module {
     /// Where it lies, and is to lie in the initramfs: `lib/modules/<release>/kernel/…/x.ko`.
     pub path: String,
+    /// Parameters, as `insmod` takes them.
+    pub parameters: String,
     /// A failure to load it stops the boot.
     pub required: bool,
     /// The ELF file.
@@ -115,33 +117,65 @@ pub struct Selection {
     pub absent: Vec<String>,
 }
 
-/// The default set and then `extra`, each with what it depends on, from `…/lib/modules/<release>`. A name in `extra`
-/// must exist.
+/// The default set and then `extra`, each with what it depends on, from `…/lib/modules/<release>`.
+///
+/// An entry of `extra` is `NAME [PARAMETERS]`, or `-NAME [PARAMETERS]` where the kernel may refuse the module; the name must
+/// exist. A name of the default set keeps that set's word on refusal.
 pub fn select(dir: &Path, extra: &[String]) -> Result<Selection, ModulesError> {
     let index = Index::read(dir)?;
     let mut order = Order { index: &index, required: BTreeMap::new(), paths: Vec::new() };
+    let mut parameters = BTreeMap::new();
     let mut selection = Selection::default();
-    let wanted = DEFAULT_MODULES.iter().map(|(name, required)| (canonical(name), *required, false));
-    let wanted = wanted.chain(extra.iter().map(|name| (canonical(name), true, true)));
-    for (name, required, asked_for) in wanted {
-        if let Some(path) = index.by_name.get(&name) {
-            order.add(path, required);
-        } else if index.built_in.contains(&name) {
-            selection.built_in.push(name);
-        } else if asked_for {
-            return Err(ModulesError::NoModule { name, dir: dir.to_owned() });
+    let defaults = DEFAULT_MODULES.iter().map(|&(name, required)| Wanted {
+        name: name.into(),
+        parameters: "",
+        required,
+    });
+    let count = DEFAULT_MODULES.len();
+    for (number, wanted) in defaults.chain(extra.iter().map(|entry| Wanted::parse(entry))).enumerate() {
+        if let Some(path) = index.by_name.get(&wanted.name) {
+            order.add(path, wanted.required);
+            parameters.insert(path, wanted.parameters);
+        } else if index.built_in.contains(&wanted.name) {
+            selection.built_in.push(wanted.name);
+        } else if number < count {
+            selection.absent.push(wanted.name);
         } else {
-            selection.absent.push(name);
+            return Err(ModulesError::NoModule { name: wanted.name, dir: dir.to_owned() });
         }
     }
+    selection.built_in.dedup();
     for path in &order.paths {
         selection.modules.push(Module {
             path: format!("lib/modules/{}/{}", index.release, uncompressed_name(path)),
+            parameters: parameters.get(path).copied().unwrap_or_default().to_owned(),
             required: order.required[path],
             bytes: unpack(&dir.join(path))?,
         });
     }
     Ok(selection)
+}
+
+/// A module by name, and what is to be done with it.
+struct Wanted<'a> {
+    /// In its canonical form.
+    name: String,
+    parameters: &'a str,
+    required: bool,
+}
+
+impl Wanted<'_> {
+    fn parse(entry: &str) -> Wanted<'_> {
+        let (entry, required) = entry.strip_prefix('-').map_or((entry, true), |rest| (rest, false));
+        let (name, parameters) = entry.split_once(char::is_whitespace).unwrap_or((entry, ""));
+        let name = canonical(name);
+        let default = DEFAULT_MODULES.iter().find(|(known, _)| *known == name);
+        Wanted {
+            name,
+            parameters: parameters.trim(),
+            required: default.map_or(required, |(_, required)| *required),
+        }
+    }
 }
 
 /// `modules.dep` and `modules.builtin` of one kernel (kmod, modules.dep(5)).
@@ -295,6 +329,7 @@ pub(super) mod tests {
             ("kernel/crc-tables.ko", b"crc-tables module".to_vec()),
             ("kernel/efivarfs.ko", b"efivarfs module".to_vec()),
             ("kernel/my-driver.ko", b"my-driver module".to_vec()),
+            ("kernel/other.ko", b"other module".to_vec()),
             ("kernel/old.ko.gz", b"packed by gzip".to_vec()),
         ] {
             std::fs::write(dir.join(name), bytes).unwrap();
@@ -303,7 +338,7 @@ pub(super) mod tests {
                    kernel/virtio_pci.ko.zst: kernel/virtio_ring.ko kernel/virtio.ko\n\
                    kernel/virtio.ko: kernel/virtio_ring.ko\nkernel/virtio_ring.ko:\n\
                    kernel/virtio_blk.ko: kernel/virtio_ring.ko kernel/virtio.ko\n\
-                   kernel/crc32c-intel.ko: kernel/crc-tables.ko\nkernel/crc-tables.ko:\nkernel/efivarfs.ko:\nkernel/my-driver.ko: kernel/crc32c-intel.ko\nkernel/old.ko.gz:\n";
+                   kernel/crc32c-intel.ko: kernel/crc-tables.ko\nkernel/crc-tables.ko:\nkernel/efivarfs.ko:\nkernel/my-driver.ko: kernel/crc32c-intel.ko\nkernel/old.ko.gz:\nkernel/other.ko:\n";
         std::fs::write(dir.join("modules.dep"), dep).unwrap();
         std::fs::write(
             dir.join("modules.builtin"),
@@ -320,7 +355,11 @@ pub(super) mod tests {
     #[test]
     fn each_module_stands_once_behind_what_it_needs_and_is_required_when_anything_required_needs_it() {
         let root = tempfile::tempdir().unwrap();
-        let selection = select(&small_kernel(root.path()), &["my_driver".into(), "ext4".into()]).unwrap();
+        let selection = select(
+            &small_kernel(root.path()),
+            &["my_driver depth=3  mode=1".into(), "ext4".into(), "efivarfs".into(), "-other".into()],
+        )
+        .unwrap();
         let expected = [
             ("virtio_ring.ko", true),
             ("virtio.ko", true),
@@ -332,14 +371,17 @@ pub(super) mod tests {
             ("crc-tables.ko", true),
             ("crc32c-intel.ko", true), // may fail by itself, needed by the driver asked for
             ("my-driver.ko", true),
+            ("other.ko", false),
         ];
         assert_eq!(names(&selection), expected);
+        let with_parameters = selection.modules.iter().filter(|module| !module.parameters.is_empty());
+        assert_eq!(with_parameters.map(|m| m.parameters.as_str()).collect::<Vec<_>>(), ["depth=3  mode=1"]);
         for module in &selection.modules {
             let name = module.path.rsplit('/').next().unwrap().trim_end_matches(".ko");
             assert_eq!(module.bytes, format!("{name} module").as_bytes(), "stored uncompressed");
             assert!(module.path.starts_with("lib/modules/6.1.0-test/kernel/"), "{}", module.path);
         }
-        assert_eq!(selection.built_in, ["nvme", "ext4", "ext4"]);
+        assert_eq!(selection.built_in, ["nvme", "ext4"]);
         assert!(selection.absent.contains(&"erofs".to_owned()));
     }
 

@@ -8,3 +8,6 @@ pub mod custom;
 pub mod esp;
 pub mod record;
 pub mod systemd_boot;
+
+#[cfg(test)]
+mod test_disk;

@@ -1,0 +1,329 @@
+//! A FAT boot partition inside an image file or on a disk that nobody has mounted.
+//!
+//! Not here: formatting one (`partitions::provision`). Rule: each call opens the file system, does one thing,
+//! unmounts and flushes, so that a clean file system lies on the device whenever no call is running.
+
+use std::cell::Cell;
+use std::io::{self, Read, Seek, Write};
+use std::rc::Rc;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use fatfs::{Dir, FileSystem, FsOptions};
+use switchback_partitions::device::BlockDevice;
+
+use super::{EspDir, EspEntry, Space, check_count, check_limit, check_path, parent};
+
+/// How much of a file is copied at a time, in bytes.
+const COPY_BYTES: usize = 256 * 1024;
+
+/// One name in a FAT directory, in bytes.
+const DIR_ENTRY_BYTES: usize = 32;
+
+/// A FAT file system on a block device that nobody else has open.
+pub struct FatEsp {
+    device: Arc<dyn BlockDevice>,
+    /// Two file systems open on one device at once would overwrite each other's tables.
+    one_at_a_time: Mutex<()>,
+}
+
+type Fat = FileSystem<Stream>;
+
+impl FatEsp {
+    /// The FAT file system that fills `device` (a partition, or a window of an image file).
+    pub fn new(device: Arc<dyn BlockDevice>) -> FatEsp {
+        FatEsp { device, one_at_a_time: Mutex::new(()) }
+    }
+
+    fn look<T>(&self, work: impl FnOnce(&Fat) -> io::Result<T>) -> io::Result<T> {
+        self.look_through(Stream::new(self.device.clone()), work)
+    }
+
+    fn look_through<T>(&self, stream: Stream, work: impl FnOnce(&Fat) -> io::Result<T>) -> io::Result<T> {
+        let _guard = self.one_at_a_time.lock().unwrap_or_else(PoisonError::into_inner);
+        let fat = FileSystem::new(stream, FsOptions::new())?;
+        let result = work(&fat)?;
+        fat.unmount()?;
+        Ok(result)
+    }
+
+    /// fatfs gives `.` and `..` long names and points `..` of a first-level directory at the root's cluster;
+    /// the FAT specification forbids both and `fsck.vfat` then moves the directory's contents to lost files.
+    fn repair_dot_entries(&self, dir: &str) -> io::Result<()> {
+        let seen = Rc::new(Cell::new(None));
+        let at = self.look_through(Stream::new(self.device.clone()).watched(&seen), |fat| {
+            let folder = open_dir(fat, dir)?;
+            // What the first look at its names reads first is the directory's first byte.
+            seen.set(None);
+            folder.iter().next().transpose()?;
+            seen.get().ok_or_else(|| io::ErrorKind::InvalidData.into())
+        })?;
+        let mut stream = Stream::new(self.device.clone());
+        let mut entries = [0; 4 * DIR_ENTRY_BYTES];
+        stream.seek(io::SeekFrom::Start(at))?;
+        stream.read_exact(&mut entries)?;
+        let Some(entries) = dots_without_long_names(entries, parent(dir).is_empty()) else { return Ok(()) };
+        stream.seek(io::SeekFrom::Start(at))?;
+        stream.write_all(&entries)?;
+        self.device.flush()
+    }
+
+    fn change<T>(&self, work: impl FnOnce(&Fat) -> io::Result<T>) -> io::Result<T> {
+        let result = self.look(|fat| {
+            // Counts the free clusters where the stored count is unknown: fatfs then keeps it right.
+            fat.stats()?;
+            work(fat)
+        });
+        // After a failure too: what was done before it (a name removed, a cluster taken) must not be half known.
+        self.device.flush()?;
+        result
+    }
+}
+
+impl EspDir for FatEsp {
+    fn read_into(&self, path: &str, limit: u64, sink: &mut dyn Write) -> io::Result<u64> {
+        check_path(path)?;
+        let bytes = self.file_bytes(path)?.ok_or(io::ErrorKind::NotFound)?;
+        check_limit(path, bytes, limit)?;
+        self.look(|fat| copy(&mut fat.root_dir().open_file(path)?.take(limit), sink))
+    }
+
+    fn file_bytes(&self, path: &str) -> io::Result<Option<u64>> {
+        let name = path.rsplit('/').next().unwrap_or(path);
+        let found = self.list(parent(path))?.into_iter().find(|entry| same_name(&entry.name, name));
+        Ok(found.filter(|entry| !entry.is_dir).map(|entry| entry.bytes))
+    }
+
+    fn list(&self, dir: &str) -> io::Result<Vec<EspEntry>> {
+        check_path(dir)?;
+        self.look(|fat| {
+            let folder = match open_dir(fat, dir) {
+                Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+                other => other?,
+            };
+            let mut entries = Vec::new();
+            for entry in folder.iter() {
+                let entry = entry?;
+                let name = entry.file_name();
+                if name != "." && name != ".." {
+                    entries.push(EspEntry { name, is_dir: entry.is_dir(), bytes: entry.len() });
+                }
+                check_count(dir, entries.len())?;
+            }
+            entries.sort_by(|a, b| a.name.cmp(&b.name));
+            Ok(entries)
+        })
+    }
+
+    fn write_tmp(&self, path: &str, source: &mut dyn Read) -> io::Result<u64> {
+        check_path(path)?;
+        self.change(|fat| {
+            let mut file = fat.root_dir().create_file(path)?;
+            file.truncate()?;
+            let bytes = copy(source, &mut file)?;
+            file.flush()?;
+            Ok(bytes)
+        })
+    }
+
+    fn fsync(&self, path: &str) -> io::Result<()> {
+        // `write_tmp` flushed it; a missing file is still an error, as on a mounted partition.
+        self.file_bytes(path)?.map(drop).ok_or(io::ErrorKind::NotFound.into())
+    }
+
+    fn rename(&self, from: &str, to: &str) -> io::Result<()> {
+        check_path(from)?;
+        check_path(to)?;
+        self.change(|fat| {
+            let root = fat.root_dir();
+            // fatfs refuses to replace; the mounted file system does it.
+            if !same_name(from, to) && root.open_file(to).is_ok() && root.open_file(from).is_ok() {
+                root.remove(to)?;
+            }
+            root.rename(from, &root, to)
+        })
+    }
+
+    fn remove(&self, path: &str) -> io::Result<()> {
+        check_path(path)?;
+        self.change(|fat| fat.root_dir().remove(path))
+    }
+
+    fn fsync_dir(&self, dir: &str) -> io::Result<()> {
+        check_path(dir)?;
+        self.look(|fat| open_dir(fat, dir).map(drop))
+    }
+
+    fn mkdir(&self, dir: &str) -> io::Result<()> {
+        check_path(dir)?;
+        let mut path = String::new();
+        for part in dir.split('/') {
+            let above = path.clone();
+            path = if above.is_empty() { part.to_string() } else { format!("{above}/{part}") };
+            let exists = self.list(&above)?.iter().any(|entry| entry.is_dir && same_name(&entry.name, part));
+            if !exists {
+                self.change(|fat| {
+                    fat.root_dir().create_dir(&path)?;
+                    Ok(())
+                })?;
+                self.repair_dot_entries(&path)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn space(&self) -> io::Result<Space> {
+        self.look(|fat| {
+            let stats = fat.stats()?;
+            let cluster_bytes = u64::from(stats.cluster_size());
+            Ok(Space { cluster_bytes, free_bytes: cluster_bytes * u64::from(stats.free_clusters()) })
+        })
+    }
+
+    fn drop_caches(&self, _path: &str) -> io::Result<()> {
+        self.device.drop_caches()
+    }
+}
+
+fn open_dir<'a>(fat: &'a Fat, dir: &str) -> io::Result<Dir<'a, Stream>> {
+    if dir.is_empty() { Ok(fat.root_dir()) } else { fat.root_dir().open_dir(dir) }
+}
+
+/// The first four directory entries that fatfs writes (long name, `.`, long name, `..`) as they should be; `None`
+/// when they are not those four, as in a later version of fatfs that does it right.
+fn dots_without_long_names(
+    entries: [u8; 4 * DIR_ENTRY_BYTES],
+    above_is_root: bool,
+) -> Option<[u8; 4 * DIR_ENTRY_BYTES]> {
+    const LONG_NAME: u8 = 0x0f;
+    let entry = |index: usize| &entries[index * DIR_ENTRY_BYTES..(index + 1) * DIR_ENTRY_BYTES];
+    let as_known = entry(0)[11] == LONG_NAME
+        && entry(1).starts_with(b".          ")
+        && entry(2)[11] == LONG_NAME
+        && entry(3).starts_with(b"..         ");
+    if !as_known {
+        return None;
+    }
+    let mut right = [0; 4 * DIR_ENTRY_BYTES];
+    right[..DIR_ENTRY_BYTES].copy_from_slice(entry(1));
+    right[DIR_ENTRY_BYTES..2 * DIR_ENTRY_BYTES].copy_from_slice(entry(3));
+    if above_is_root {
+        // Microsoft FAT specification, 6.5: `..` of a directory in the root has first cluster 0.
+        let dot_dot = &mut right[DIR_ENTRY_BYTES..];
+        dot_dot[20..22].fill(0);
+        dot_dot[26..28].fill(0);
+    }
+    Some(right)
+}
+
+/// FAT compares names without case; fatfs does it by Unicode upper case too.
+fn same_name(a: &str, b: &str) -> bool {
+    a.chars().flat_map(char::to_uppercase).eq(b.chars().flat_map(char::to_uppercase))
+}
+
+fn copy(source: &mut dyn Read, sink: &mut dyn Write) -> io::Result<u64> {
+    let mut buffer = vec![0; COPY_BYTES];
+    let mut total = 0;
+    loop {
+        match source.read(&mut buffer) {
+            Ok(0) => return Ok(total),
+            Ok(count) => {
+                sink.write_all(&buffer[..count])?;
+                total += count as u64;
+            }
+            Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
+            Err(e) => return Err(e),
+        }
+    }
+}
+
+/// Byte-wise access for fatfs: whole sectors go straight through, parts of one are read, changed and written.
+struct Stream {
+    device: Arc<dyn BlockDevice>,
+    position: u64,
+    /// The sector read last: fatfs walks tables and directories four and thirty-two bytes at a time.
+    sector: Vec<u8>,
+    sector_at: Option<u64>,
+    /// Where the first read since it was emptied took place.
+    first_read: Option<Rc<Cell<Option<u64>>>>,
+}
+
+impl Stream {
+    fn new(device: Arc<dyn BlockDevice>) -> Stream {
+        let sector = vec![0; device.sector_bytes() as usize];
+        Stream { device, position: 0, sector, sector_at: None, first_read: None }
+    }
+
+    fn watched(self, first_read: &Rc<Cell<Option<u64>>>) -> Stream {
+        Stream { first_read: Some(first_read.clone()), ..self }
+    }
+
+    fn load(&mut self, at: u64) -> io::Result<()> {
+        if self.sector_at != Some(at) {
+            self.sector_at = None;
+            self.device.read_at(at, &mut self.sector)?;
+            self.sector_at = Some(at);
+        }
+        Ok(())
+    }
+
+    /// Where the position lies: its sector's start, the offset therein, and how much of `wanted` bytes to move.
+    fn span(&self, wanted: usize) -> (u64, usize, usize) {
+        let sector_bytes = self.sector.len();
+        let offset = (self.position % sector_bytes as u64) as usize;
+        let left = usize::try_from(self.device.len().saturating_sub(self.position)).unwrap_or(usize::MAX);
+        let wanted = wanted.min(left);
+        let whole = wanted - wanted % sector_bytes;
+        let count = if offset == 0 && whole > 0 { whole } else { wanted.min(sector_bytes - offset) };
+        (self.position - offset as u64, offset, count)
+    }
+}
+
+impl Read for Stream {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        if let Some(seen) = &self.first_read {
+            seen.set(seen.get().or(Some(self.position)));
+        }
+        let (at, offset, count) = self.span(buffer.len());
+        if count >= self.sector.len() {
+            self.device.read_at(at, &mut buffer[..count])?;
+        } else if count > 0 {
+            self.load(at)?;
+            buffer[..count].copy_from_slice(&self.sector[offset..offset + count]);
+        }
+        self.position += count as u64;
+        Ok(count)
+    }
+}
+
+impl Write for Stream {
+    fn write(&mut self, data: &[u8]) -> io::Result<usize> {
+        let (at, offset, count) = self.span(data.len());
+        if count >= self.sector.len() {
+            self.sector_at = None;
+            self.device.write_at(at, &data[..count])?;
+        } else if count > 0 {
+            self.load(at)?;
+            self.sector[offset..offset + count].copy_from_slice(&data[..count]);
+            self.device.write_at(at, &self.sector)?;
+        }
+        self.position += count as u64;
+        Ok(count)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        // fatfs flushes after each file; `FatEsp::change` flushes the device once, at the end.
+        Ok(())
+    }
+}
+
+impl Seek for Stream {
+    fn seek(&mut self, to: io::SeekFrom) -> io::Result<u64> {
+        let target = match to {
+            io::SeekFrom::Start(offset) => Some(offset),
+            io::SeekFrom::Current(delta) => self.position.checked_add_signed(delta),
+            io::SeekFrom::End(delta) => self.device.len().checked_add_signed(delta),
+        };
+        self.position = target.ok_or(io::ErrorKind::InvalidInput)?;
+        Ok(self.position)
+    }
+}

@@ -129,15 +129,28 @@ impl BootState {
         BootState { slots, wanted }
     }
 
+    /// True when a firmware would do the same with both. Between two bad slots no order is promised: a loader takes
+    /// the one that its names happen to put first.
+    pub fn means_the_same_as(&self, other: &BootState) -> bool {
+        let (this, other) = (self.normalise(), other.normalise());
+        this.slots == other.slots && (this.wanted == other.wanted || this.slots == [SlotBoot::Bad; 2])
+    }
+
     /// The one step that leads from this state to `to`. Two slots in one step is refused: no backend can do that
     /// in one durable write, so a power cut in between would leave a state that nobody asked for.
     pub fn change_to(&self, to: &BootState) -> Result<Change, NotOneStep> {
         let (from, to) = (self.normalise(), to.normalise());
+        if from.means_the_same_as(&to) {
+            return Ok(Change::None);
+        }
         let changed: Vec<Slot> =
             Slot::ALL.into_iter().filter(|slot| from.slot(*slot) != to.slot(*slot)).collect();
         match changed.as_slice() {
-            [] if from.wanted == to.wanted => Ok(Change::None),
             [] => Ok(Change::Prefer(to.wanted)),
+            // On trial but not first: the loader would never try it.
+            [slot] if matches!(to.slot(*slot), SlotBoot::Trial { .. }) && to.wanted != *slot => {
+                Err(NotOneStep { from, to })
+            }
             [slot] => Ok(match to.slot(*slot) {
                 SlotBoot::Empty => Change::Forget(*slot),
                 SlotBoot::Good => Change::Confirm(*slot),
@@ -241,6 +254,12 @@ mod tests {
             assert_eq!(from.change_to(&to), Ok(change), "{from:?} to {to:?}");
         }
         assert!(confirmed.change_to(&state(BAD, GOOD, B)).is_err());
+        assert!(state(GOOD, GOOD, A).change_to(&state(GOOD, trial(3, 0), A)).is_err(), "never tried");
+        assert_eq!(
+            state(BAD, BAD, A).change_to(&state(BAD, BAD, B)),
+            Ok(Change::None),
+            "no order between bad ones"
+        );
     }
 
     #[test]

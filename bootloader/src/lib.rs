@@ -7,7 +7,11 @@ pub mod contract;
 pub mod custom;
 pub mod esp;
 pub mod record;
+
 pub mod systemd_boot;
+
+mod command;
+mod slot_files;
 
 #[cfg(test)]
 mod test_disk;

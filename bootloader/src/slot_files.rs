@@ -48,7 +48,11 @@ pub fn check(slot: Slot, files: &BootFiles) -> Result<(), BootError> {
         let is_plain = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || matches!(c, '.' | '-' | '_');
         let taken = kinds.iter().any(|kind| kind.file_name() == name)
             || files.passport[..index].iter().any(|(earlier, _)| earlier == name);
-        if name.is_empty() || name.len() > NAME_BYTES_MAX || name.starts_with('.') || !name.chars().all(is_plain) {
+        if name.is_empty()
+            || name.len() > NAME_BYTES_MAX
+            || name.starts_with('.')
+            || !name.chars().all(is_plain)
+        {
             return bad(format!("`{name}` is no name for a passport document"));
         }
         if taken || name.ends_with(UNFINISHED) {
@@ -183,7 +187,12 @@ fn mismatch(slot: Slot, name: &str, expected: &Content, found: Option<&Content>)
 }
 
 /// What lies on the medium under that name; `None` when there is no file or a larger one than expected.
-fn stored(esp: &dyn EspDir, slot: Slot, name: &str, expected: &Content) -> Result<Option<Content>, BootError> {
+fn stored(
+    esp: &dyn EspDir,
+    slot: Slot,
+    name: &str,
+    expected: &Content,
+) -> Result<Option<Content>, BootError> {
     let path = path(slot, name);
     match esp.file_bytes(&path).map_err(at("reading", &path))? {
         Some(bytes) if bytes <= expected.bytes => {}

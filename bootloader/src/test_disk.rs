@@ -1,58 +1,17 @@
 //! For this crate's tests: FAT images made by `mkfs.vfat` and checked by `fsck.vfat`.
 
 use std::fs::File;
-use std::io;
-use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::sync::Arc;
 
-use switchback_partitions::device::BlockDevice;
+use switchback_partitions::device::{Access, FileDevice};
 
-/// An image file as a block device.
-pub struct FileDisk {
-    file: File,
-    sector_bytes: u32,
-}
+use crate::esp::FatEsp;
 
-impl FileDisk {
-    pub fn open(path: &Path, sector_bytes: u32) -> FileDisk {
-        let file = File::options().read(true).write(true).open(path).unwrap();
-        FileDisk { file, sector_bytes }
-    }
-
-    fn check(&self, offset: u64, len: usize) {
-        let sector = u64::from(self.sector_bytes);
-        assert_eq!((offset % sector, len as u64 % sector), (0, 0), "a device moves whole sectors");
-    }
-}
-
-impl BlockDevice for FileDisk {
-    fn read_at(&self, offset: u64, buffer: &mut [u8]) -> io::Result<()> {
-        self.check(offset, buffer.len());
-        self.file.read_exact_at(buffer, offset)
-    }
-    fn write_at(&self, offset: u64, data: &[u8]) -> io::Result<()> {
-        self.check(offset, data.len());
-        self.file.write_all_at(data, offset)
-    }
-    fn flush(&self) -> io::Result<()> {
-        self.file.sync_data()
-    }
-    fn len(&self) -> u64 {
-        self.file.metadata().unwrap().len()
-    }
-    fn sector_bytes(&self) -> u32 {
-        self.sector_bytes
-    }
-    fn zero(&self, offset: u64, len: u64) -> io::Result<()> {
-        self.write_at(offset, &vec![0; len as usize])
-    }
-    fn discard(&self, _offset: u64, _len: u64) -> io::Result<()> {
-        Ok(())
-    }
-    fn drop_caches(&self) -> io::Result<()> {
-        Ok(())
-    }
+/// The FAT file system in an image file.
+pub fn fat_esp(image: &Path, sector_bytes: u32) -> FatEsp {
+    FatEsp::new(Arc::new(FileDevice::open_image(image, Access::ReadWrite, sector_bytes).unwrap()))
 }
 
 /// A blank FAT32 file system with the smallest number of clusters that FAT32 allows, and a little more.

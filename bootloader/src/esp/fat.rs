@@ -9,7 +9,7 @@ use std::rc::Rc;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use fatfs::{Dir, FileSystem, FsOptions};
-use switchback_partitions::device::BlockDevice;
+use switchback_partitions::device::{BlockDevice, DeviceStream};
 
 use super::{EspDir, EspEntry, Space, check_count, check_limit, check_path, parent};
 
@@ -236,94 +236,47 @@ fn copy(source: &mut dyn Read, sink: &mut dyn Write) -> io::Result<u64> {
     }
 }
 
-/// Byte-wise access for fatfs: whole sectors go straight through, parts of one are read, changed and written.
+/// What fatfs reads and writes through.
 struct Stream {
-    device: Arc<dyn BlockDevice>,
-    position: u64,
-    /// The sector read last: fatfs walks tables and directories four and thirty-two bytes at a time.
-    sector: Vec<u8>,
-    sector_at: Option<u64>,
+    device: DeviceStream<Arc<dyn BlockDevice>>,
     /// Where the first read since it was emptied took place.
     first_read: Option<Rc<Cell<Option<u64>>>>,
 }
 
 impl Stream {
     fn new(device: Arc<dyn BlockDevice>) -> Stream {
-        let sector = vec![0; device.sector_bytes() as usize];
-        Stream { device, position: 0, sector, sector_at: None, first_read: None }
+        Stream { device: DeviceStream::new(device), first_read: None }
     }
 
     fn watched(self, first_read: &Rc<Cell<Option<u64>>>) -> Stream {
         Stream { first_read: Some(first_read.clone()), ..self }
-    }
-
-    fn load(&mut self, at: u64) -> io::Result<()> {
-        if self.sector_at != Some(at) {
-            self.sector_at = None;
-            self.device.read_at(at, &mut self.sector)?;
-            self.sector_at = Some(at);
-        }
-        Ok(())
-    }
-
-    /// Where the position lies: its sector's start, the offset therein, and how much of `wanted` bytes to move.
-    fn span(&self, wanted: usize) -> (u64, usize, usize) {
-        let sector_bytes = self.sector.len();
-        let offset = (self.position % sector_bytes as u64) as usize;
-        let left = usize::try_from(self.device.len().saturating_sub(self.position)).unwrap_or(usize::MAX);
-        let wanted = wanted.min(left);
-        let whole = wanted - wanted % sector_bytes;
-        let count = if offset == 0 && whole > 0 { whole } else { wanted.min(sector_bytes - offset) };
-        (self.position - offset as u64, offset, count)
     }
 }
 
 impl Read for Stream {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
         if let Some(seen) = &self.first_read {
-            seen.set(seen.get().or(Some(self.position)));
+            let position = self.device.stream_position()?;
+            seen.set(seen.get().or(Some(position)));
         }
-        let (at, offset, count) = self.span(buffer.len());
-        if count >= self.sector.len() {
-            self.device.read_at(at, &mut buffer[..count])?;
-        } else if count > 0 {
-            self.load(at)?;
-            buffer[..count].copy_from_slice(&self.sector[offset..offset + count]);
-        }
-        self.position += count as u64;
-        Ok(count)
+        self.device.read(buffer)
     }
 }
 
 impl Write for Stream {
     fn write(&mut self, data: &[u8]) -> io::Result<usize> {
-        let (at, offset, count) = self.span(data.len());
-        if count >= self.sector.len() {
-            self.sector_at = None;
-            self.device.write_at(at, &data[..count])?;
-        } else if count > 0 {
-            self.load(at)?;
-            self.sector[offset..offset + count].copy_from_slice(&data[..count]);
-            self.device.write_at(at, &self.sector)?;
-        }
-        self.position += count as u64;
-        Ok(count)
+        self.device.write(data)
     }
 
     fn flush(&mut self) -> io::Result<()> {
-        // fatfs flushes after each file; `FatEsp::change` flushes the device once, at the end.
+        // fatfs flushes whenever it drops a file or folder, even one that was only read; `FatEsp::change` flushes
+        // the device once, when everything of a call is written.
         Ok(())
     }
 }
 
 impl Seek for Stream {
     fn seek(&mut self, to: io::SeekFrom) -> io::Result<u64> {
-        let target = match to {
-            io::SeekFrom::Start(offset) => Some(offset),
-            io::SeekFrom::Current(delta) => self.position.checked_add_signed(delta),
-            io::SeekFrom::End(delta) => self.device.len().checked_add_signed(delta),
-        };
-        self.position = target.ok_or(io::ErrorKind::InvalidInput)?;
-        Ok(self.position)
+        self.device.seek(to)
     }
 }

@@ -2,17 +2,16 @@
 
 use std::path::Path;
 use std::process::Command;
-use std::sync::Arc;
 
 use super::*;
-use crate::test_disk::{FileDisk, blank_fat, fsck};
+use crate::test_disk::{blank_fat, fat_esp, fsck};
 
 fn on_both(check: impl Fn(&dyn EspDir)) {
     let folder = tempfile::tempdir().unwrap();
     check(&MountedEsp::new(folder.path()));
     for sector_bytes in [512, 4096] {
         let (_folder, image) = blank_fat(sector_bytes);
-        check(&FatEsp::new(Arc::new(FileDisk::open(&image, sector_bytes))));
+        check(&fat_esp(&image, sector_bytes));
         fsck(&image);
     }
 }
@@ -76,7 +75,7 @@ fn what_is_missing_or_too_large_or_outside_is_refused() {
 #[test]
 fn fat_names_are_found_in_upper_and_lower_case() {
     let (_folder, image) = blank_fat(512);
-    let esp = FatEsp::new(Arc::new(FileDisk::open(&image, 512)));
+    let esp = fat_esp(&image, 512);
     esp.mkdir("EFI/BOOT").unwrap();
     put(&esp, "EFI/BOOT/BOOTX64.EFI", b"MZ");
     assert_eq!(esp.read("efi/boot/bootx64.efi", 2).unwrap(), b"MZ");
@@ -86,7 +85,7 @@ fn fat_names_are_found_in_upper_and_lower_case() {
 #[test]
 fn a_full_fat_stays_sound_and_counts_its_space() {
     let (_folder, image) = blank_fat(512);
-    let esp = FatEsp::new(Arc::new(FileDisk::open(&image, 512)));
+    let esp = fat_esp(&image, 512);
     let before = esp.space().unwrap();
     assert_eq!(before.rounded(1), before.cluster_bytes);
     let full = esp.write_tmp("huge", &mut io::Read::take(io::repeat(1), before.free_bytes + 1));
@@ -105,7 +104,7 @@ fn a_full_fat_stays_sound_and_counts_its_space() {
 #[test]
 fn fsck_finds_nothing_wrong_after_hundreds_of_calls() {
     let (_folder, image) = blank_fat(512);
-    let esp = FatEsp::new(Arc::new(FileDisk::open(&image, 512)));
+    let esp = fat_esp(&image, 512);
     let mut seed = 1u64;
     let mut random = move |below: u64| {
         seed = seed.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
@@ -135,7 +134,7 @@ fn fsck_finds_nothing_wrong_after_hundreds_of_calls() {
 #[test]
 fn another_program_reads_what_was_written() {
     let (_folder, image) = blank_fat(512);
-    let esp = FatEsp::new(Arc::new(FileDisk::open(&image, 512)));
+    let esp = fat_esp(&image, 512);
     esp.mkdir("loader/entries").unwrap();
     put(&esp, "loader/entries/switchback-a-1+3-0.conf", b"title seen\n");
     let seen = mtype(&image, "::/loader/entries/switchback-a-1+3-0.conf");

@@ -19,7 +19,13 @@ pub fn compare(a: &str, b: &str) -> Ordering {
         for mark in [b'-', b'^', b'.'] {
             step = step.then_with(|| separator(mark, &mut a, &mut b));
         }
-        step = step.then_with(|| if starts_number(a) || starts_number(b) { numbers(&mut a, &mut b) } else { letters(&mut a, &mut b) });
+        step = step.then_with(|| {
+            if starts_number(a) || starts_number(b) {
+                numbers(&mut a, &mut b)
+            } else {
+                letters(&mut a, &mut b)
+            }
+        });
         if step.is_ne() {
             return step;
         }
@@ -75,8 +81,18 @@ mod tests {
     fn versions_stand_in_the_order_of_the_specification() {
         // The specification's own list, oldest first; each is older than all that follow.
         let ascending = [
-            "122.1", "123~rc1-1", "123", "123-a", "123-a.1", "123-1", "123-1.1", "123^post1", "123.a-1", "123.1-1",
-            "123a-1", "124-1",
+            "122.1",
+            "123~rc1-1",
+            "123",
+            "123-a",
+            "123-a.1",
+            "123-1",
+            "123-1.1",
+            "123^post1",
+            "123.a-1",
+            "123.1-1",
+            "123a-1",
+            "124-1",
         ];
         for (index, older) in ascending.iter().enumerate() {
             assert_eq!(compare(older, older), Ordering::Equal, "{older}");
@@ -89,7 +105,9 @@ mod tests {
 
     #[test]
     fn generations_compare_as_numbers() {
-        for (older, newer) in [("9", "10"), ("99", "100"), ("1", "2"), ("18446744073709551614", "18446744073709551615")] {
+        for (older, newer) in
+            [("9", "10"), ("99", "100"), ("1", "2"), ("18446744073709551614", "18446744073709551615")]
+        {
             assert_eq!(compare(older, newer), Ordering::Less, "{older} before {newer}");
         }
         assert_eq!(compare("007", "7"), Ordering::Equal);

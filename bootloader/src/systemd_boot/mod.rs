@@ -138,10 +138,10 @@ impl SystemdBoot {
     }
 
     fn remove_entries(&self, catalogue: &Catalogue, slot: Slot) -> Result<(), BootError> {
-        // What the loader sees goes first, so that a prepared entry never stands in for one that is half gone.
+        // The newest goes last: it alone says what state the slot is in, until nothing says anything.
         let (prepared, live): (Vec<&OurFile>, Vec<&OurFile>) =
             catalogue.ours_of(slot).partition(|file| file.name.ending == Ending::Prepared);
-        for file in live.iter().chain(&prepared) {
+        for file in prepared.iter().chain(live.iter().rev()) {
             self.remove(file)?;
         }
         let unfinished = self.remove_unfinished(slot)?;

@@ -9,4 +9,5 @@ pub mod initramfs;
 pub mod layer;
 pub mod modules;
 pub mod rootfs;
+pub mod sign;
 pub mod uki;

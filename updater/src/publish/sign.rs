@@ -57,7 +57,7 @@ pub struct SigningKey(Pair);
 
 enum Pair {
     P256(EcdsaKeyPair),
-    Ed25519 { pair: Ed25519KeyPair, signer: ed25519_dalek::SigningKey },
+    Ed25519 { pair: Ed25519KeyPair, signer: Box<ed25519_dalek::SigningKey> },
 }
 
 /// Why something was not signed, or a key not made.
@@ -257,7 +257,7 @@ impl SigningKey {
         let seed: Curve25519SeedBin<'_> = pair.seed().and_then(|seed| seed.as_be_bytes()).map_err(failed)?;
         let seed: [u8; 32] =
             seed.as_ref().try_into().map_err(|_| SignError::Maths("reading an Ed25519 seed"))?;
-        Ok(SigningKey(Pair::Ed25519 { pair, signer: ed25519_dalek::SigningKey::from_bytes(&seed) }))
+        Ok(SigningKey(Pair::Ed25519 { pair, signer: Box::new(ed25519_dalek::SigningKey::from_bytes(&seed)) }))
     }
 
     /// The public half.

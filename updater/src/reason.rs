@@ -5,13 +5,13 @@
 
 use std::fmt;
 
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Deserializer, Serialize};
 
 /// Declares every reason once: variant, stored name, exit code, description, remedy.
 macro_rules! reasons {
     ($($variant:ident $name:literal $code:literal $description:literal $remedy:literal)*) => {
         /// Why something was refused, failed or came back. Stored and shown under its kebab-case name.
-        #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+        #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
         pub enum Reason {
             $(#[doc = $description] #[serde(rename = $name)] $variant,)*
         }
@@ -191,9 +191,21 @@ reasons! {
     NotPermitted "not-permitted" 75
         "The operating system refused access."
         "Run the command as root."
+    Unknown "unknown" 78
+        "A reason that only another version of the updater knows."
+        "Ask the version that recorded it: `switchback history` there."
     Internal "internal" 79
         "The updater broke one of its own rules."
         "Report it with the message; the running slot was not touched."
+}
+
+/// A name of another version is no error: a machine that returned to an older updater must still understand that its
+/// newer one quarantined a release, if not why.
+impl<'de> Deserialize<'de> for Reason {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let name = String::deserialize(deserializer)?;
+        Ok(Reason::ALL.iter().copied().find(|reason| reason.name() == name).unwrap_or(Reason::Unknown))
+    }
 }
 
 impl fmt::Display for Reason {

@@ -1,1 +1,0 @@
-//! Durable facts in two copies.

@@ -1,0 +1,82 @@
+//! The two copies as files whose space is reserved once: a full file system cannot stop a fact.
+//!
+//! Rule: only an absent or too short file is ever extended; existing bytes change through `write_at` alone.
+
+use std::fs::{File, OpenOptions};
+use std::io;
+use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
+
+use super::{COPY_BYTES, FactsError, Store};
+
+const NAMES: [&str; 2] = ["facts-1", "facts-2"];
+
+/// Opens or makes both files.
+pub(super) fn open(folder: &Path) -> Result<[FileStore; 2], FactsError> {
+    let mut made = false;
+    let mut store = |name: &str| {
+        let path = folder.join(name);
+        let (file, extended) = reserve(&path)?;
+        made |= extended;
+        Ok(FileStore(file))
+    };
+    let stores = [store(NAMES[0])?, store(NAMES[1])?];
+    if made {
+        let synced = File::open(folder).and_then(|folder| folder.sync_all());
+        synced.map_err(|source| failed("flushing the folder", folder, source))?;
+    }
+    Ok(stores)
+}
+
+fn failed(doing: &'static str, path: &Path, source: io::Error) -> FactsError {
+    FactsError::Io { doing, path: PathBuf::from(path), source }
+}
+
+/// The file with all of its space, and whether it had to be made or extended. Read-only where nothing else is
+/// allowed, so that `status` works for everyone.
+fn reserve(path: &Path) -> Result<(File, bool), FactsError> {
+    let writable = OpenOptions::new().read(true).write(true).create(true).truncate(false).open(path);
+    let file = match writable {
+        Ok(file) => file,
+        Err(error)
+            if matches!(
+                error.kind(),
+                io::ErrorKind::PermissionDenied | io::ErrorKind::ReadOnlyFilesystem
+            ) =>
+        {
+            let file = File::open(path).map_err(|source| failed("opening", path, source))?;
+            return Ok((file, false));
+        }
+        Err(source) => return Err(failed("opening", path, source)),
+    };
+    let len = file.metadata().map_err(|source| failed("reading the size of", path, source))?.len();
+    if len >= COPY_BYTES {
+        return Ok((file, false));
+    }
+    // Written, not only declared: a hole would need space later, when there may be none.
+    let zeros = vec![0; (COPY_BYTES - len) as usize];
+    let reserved = file.write_all_at(&zeros, len).and_then(|()| file.sync_all());
+    reserved.map_err(|source| failed("reserving space for", path, source))?;
+    Ok((file, true))
+}
+
+/// One copy as a file.
+pub(super) struct FileStore(File);
+
+impl Store for FileStore {
+    fn len(&self) -> io::Result<u64> {
+        Ok(self.0.metadata()?.len())
+    }
+
+    fn read_at(&self, offset: u64, buffer: &mut [u8]) -> io::Result<()> {
+        self.0.read_exact_at(buffer, offset)
+    }
+
+    fn write_at(&self, offset: u64, data: &[u8]) -> io::Result<()> {
+        self.0.write_all_at(data, offset)
+    }
+
+    fn flush(&self) -> io::Result<()> {
+        self.0.sync_data()
+    }
+}

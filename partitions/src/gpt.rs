@@ -551,3 +551,6 @@ fn checked_label(label: &str) -> Result<String, GptError> {
     }
     Ok(label.to_owned())
 }
+
+#[cfg(test)]
+mod tests;

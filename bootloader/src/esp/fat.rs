@@ -8,7 +8,7 @@ use std::io::{self, Read, Seek, Write};
 use std::rc::Rc;
 use std::sync::{Arc, Mutex, PoisonError};
 
-use fatfs::{Dir, FileSystem, FsOptions};
+use fatfs::{Date, DateTime, Dir, FileSystem, FsOptions, Time, TimeProvider};
 use switchback_partitions::device::{BlockDevice, DeviceStream};
 
 use super::{EspDir, EspEntry, Space, check_count, check_limit, check_path, parent};
@@ -18,6 +18,24 @@ const COPY_BYTES: usize = 256 * 1024;
 
 /// One name in a FAT directory, in bytes.
 const DIR_ENTRY_BYTES: usize = 32;
+
+/// The date of every name: FAT's first day, so that the same calls make the same image on any day.
+static FIRST_DAY: FirstDay = FirstDay;
+
+/// fatfs by itself writes month 0 and day 0. EDK2 takes such a date as an invalid parameter when the loader renames
+/// an entry: the loader prints "Failed to rename … ignoring", starts the entry, and its tries are never spent.
+#[derive(Debug)]
+struct FirstDay;
+
+impl TimeProvider for FirstDay {
+    fn get_current_date(&self) -> Date {
+        Date { year: 1980, month: 1, day: 1 }
+    }
+
+    fn get_current_date_time(&self) -> DateTime {
+        DateTime { date: self.get_current_date(), time: Time { hour: 0, min: 0, sec: 0, millis: 0 } }
+    }
+}
 
 /// A FAT file system on a block device that nobody else has open.
 pub struct FatEsp {
@@ -40,7 +58,7 @@ impl FatEsp {
 
     fn look_through<T>(&self, stream: Stream, work: impl FnOnce(&Fat) -> io::Result<T>) -> io::Result<T> {
         let _guard = self.one_at_a_time.lock().unwrap_or_else(PoisonError::into_inner);
-        let fat = FileSystem::new(stream, FsOptions::new())?;
+        let fat = FileSystem::new(stream, FsOptions::new().time_provider(&FIRST_DAY))?;
         let result = work(&fat)?;
         fat.unmount()?;
         Ok(result)

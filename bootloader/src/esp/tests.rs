@@ -132,6 +132,52 @@ fn fsck_finds_nothing_wrong_after_hundreds_of_calls() {
 }
 
 #[test]
+fn every_name_has_a_date_that_a_firmware_accepts() {
+    let (_folder, image) = blank_fat(512);
+    let esp = fat_esp(&image, 512);
+    esp.mkdir("loader").unwrap();
+    put(&esp, "loader/one", b"1");
+    esp.rename("loader/one", "loader/two").unwrap();
+    let fat =
+        fatfs::FileSystem::new(std::fs::File::open(&image).map(ReadOnly).unwrap(), fatfs::FsOptions::new())
+            .unwrap();
+    let loader = fat.root_dir().open_dir("loader").unwrap();
+    let dates: Vec<_> = fat.root_dir().iter().chain(loader.iter()).map(Result::unwrap).collect();
+    assert_eq!(dates.len(), 4, "loader, ., .., two");
+    for entry in dates {
+        for date in [entry.created().date, entry.modified().date, entry.accessed()] {
+            assert!(
+                (1..=12).contains(&date.month) && (1..=31).contains(&date.day),
+                "{}: {date:?}",
+                entry.file_name()
+            );
+        }
+    }
+}
+
+/// A file that fatfs only reads.
+struct ReadOnly(std::fs::File);
+
+impl io::Read for ReadOnly {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        self.0.read(buffer)
+    }
+}
+impl io::Seek for ReadOnly {
+    fn seek(&mut self, to: io::SeekFrom) -> io::Result<u64> {
+        self.0.seek(to)
+    }
+}
+impl io::Write for ReadOnly {
+    fn write(&mut self, _: &[u8]) -> io::Result<usize> {
+        panic!("a read-only look must not write")
+    }
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+#[test]
 fn another_program_reads_what_was_written() {
     let (_folder, image) = blank_fat(512);
     let esp = fat_esp(&image, 512);

@@ -4,6 +4,7 @@
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, Write};
+use std::os::fd::OwnedFd;
 use std::path::Path;
 
 use super::ioctl;
@@ -50,6 +51,20 @@ impl Watchdog {
     }
 }
 
+/// Takes over a watchdog that another process of ours opened.
+impl From<OwnedFd> for Watchdog {
+    fn from(fd: OwnedFd) -> Watchdog {
+        Watchdog { file: fd.into() }
+    }
+}
+
+/// Hands a running watchdog over; it keeps running.
+impl From<Watchdog> for OwnedFd {
+    fn from(watchdog: Watchdog) -> OwnedFd {
+        watchdog.file.into()
+    }
+}
+
 fn to_seconds(seconds: i32) -> io::Result<u32> {
     u32::try_from(seconds).map_err(|_| io::Error::other("the watchdog driver reports a negative timeout"))
 }
@@ -64,6 +79,15 @@ mod tests {
         drop(Watchdog::open(file.path()).unwrap());
         assert_eq!(std::fs::read(file.path()).unwrap(), b"");
         Watchdog::open(file.path()).unwrap().disarm().unwrap();
+        assert_eq!(std::fs::read(file.path()).unwrap(), b"V");
+    }
+
+    #[test]
+    fn a_watchdog_that_is_handed_over_is_neither_stopped_nor_lost() {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        let fd = OwnedFd::from(Watchdog::open(file.path()).unwrap());
+        assert_eq!(std::fs::read(file.path()).unwrap(), b"");
+        Watchdog::from(fd).disarm().unwrap();
         assert_eq!(std::fs::read(file.path()).unwrap(), b"V");
     }
 

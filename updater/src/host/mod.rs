@@ -4,12 +4,26 @@
 //! told; it never chooses a slot, a release or a moment. Production code above this seam is the same on the running
 //! machine (`real`) and on an image file with simulated firmware (`image`).
 
+pub mod image;
+pub mod loader;
+pub mod lock;
+pub mod mounts;
+pub mod real;
+pub mod sysfs;
+pub mod witness;
+
 use std::io;
 use std::path::{Path, PathBuf};
+use std::process::Command;
 use std::sync::Arc;
 
+use switchback_bootloader::custom::{self, Custom};
+use switchback_bootloader::esp::EspDir;
 use switchback_bootloader::record::Bootloader;
+use switchback_bootloader::systemd_boot::{SystemdBoot, pe};
 use switchback_partitions::slot::Slot;
+
+use crate::config::{self, BootBackend, Config, MachineKind};
 
 /// Which slot runs, by which witness, and since when.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -74,7 +88,59 @@ pub enum HostError {
         /// The other process, as it wrote itself down.
         holder: String,
     },
+    /// Configuration leaves out what this kind of machine needs.
+    #[error("while opening the machine: `{key}` is not configured")]
+    NotConfigured {
+        /// The missing key.
+        key: &'static str,
+    },
     /// The reboot was refused.
     #[error("while asking for a reboot: {0}")]
     Reboot(String),
+}
+
+/// The machine that configuration describes.
+pub fn open(config: &Config) -> Result<Box<dyn Machine>, HostError> {
+    let (machine, boot) = (config.machine.clone(), config.boot.clone());
+    Ok(match machine.kind {
+        MachineKind::Disk => Box::new(real::RealMachine::new(machine, boot)?),
+        MachineKind::Image => Box::new(image::ImageMachine::new(machine, boot)?),
+    })
+}
+
+/// What a board's program calls slot A and slot B: RAUC's usual bootnames.
+const BOARD_NAMES: [&str; 2] = ["A", "B"];
+
+/// The configured backend, with its files in `esp`.
+fn backend(boot: &config::Boot, esp: Arc<dyn EspDir>) -> Result<Arc<dyn Bootloader>, HostError> {
+    Ok(match boot.backend {
+        BootBackend::SystemdBoot => Arc::new(SystemdBoot::new(esp, pe::Machine::host())),
+        BootBackend::Custom => {
+            let program = boot.custom.command.as_ref();
+            let program = program.ok_or(HostError::NotConfigured { key: "boot.custom.command" })?;
+            Arc::new(Custom::new(program, BOARD_NAMES.map(str::to_owned), custom::TIMEOUT, esp))
+        }
+    })
+}
+
+fn make_state_dir(machine: &config::Machine) -> Result<(), HostError> {
+    std::fs::create_dir_all(&machine.state_dir).map_err(io_error("making", &machine.state_dir))
+}
+
+fn run_reboot(command: &[String]) -> Result<(), HostError> {
+    let Some((program, arguments)) = command.split_first() else {
+        return Err(HostError::Reboot("no command is configured".to_owned()));
+    };
+    let run = Command::new(program).args(arguments).output();
+    let run = run.map_err(|error| HostError::Reboot(format!("{program}: {error}")))?;
+    if run.status.success() {
+        return Ok(());
+    }
+    let said = String::from_utf8_lossy(&run.stderr);
+    Err(HostError::Reboot(format!("{program} ended with {}: {}", run.status, said.trim())))
+}
+
+/// For `map_err`: an [`HostError::Io`] that names the file.
+fn io_error(doing: &'static str, path: &Path) -> impl FnOnce(io::Error) -> HostError {
+    move |source| HostError::Io { doing, path: path.to_owned(), source }
 }

@@ -1,3 +1,4 @@
 //! Support for the system tests: the simulated machine and the boot lab.
 
 pub mod lab;
+pub mod signers;

@@ -24,6 +24,11 @@ pub struct Registry {
 impl Registry {
     /// Starts one that keeps its blobs and its log in `folder`.
     pub fn start(folder: &Path) -> Result<Registry> {
+        Registry::start_with(folder, "")
+    }
+
+    /// The same with more lines of configuration: they follow those of `http:`.
+    pub fn start_with(folder: &Path, more: &str) -> Result<Registry> {
         let server = tools::program("docker-registry", "docker-registry")?;
         std::fs::create_dir_all(folder)?;
         // Free now; if somebody takes it before the server does, the server ends and `wait` says so.
@@ -34,7 +39,7 @@ impl Registry {
             &config,
             format!(
                 "version: 0.1\nlog:\n  level: info\nstorage:\n  filesystem:\n    rootdirectory: {}\n  delete:\n    \
-                 enabled: true\nhttp:\n  addr: 127.0.0.1:{port}\n",
+                 enabled: true\nhttp:\n  addr: 127.0.0.1:{port}\n{more}",
                 blobs.display()
             ),
         )?;

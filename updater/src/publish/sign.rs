@@ -9,12 +9,11 @@ use std::io::{self, Write};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
-use aws_lc_rs::encoding::{AsBigEndian, AsDer, Curve25519SeedBin, Pkcs8V1Der, PublicKeyX509Der};
+use aws_lc_rs::encoding::{AsDer, Pkcs8V1Der, PublicKeyX509Der};
 use aws_lc_rs::rand::SystemRandom;
 use aws_lc_rs::signature::{ECDSA_P256_SHA256_ASN1_SIGNING, EcdsaKeyPair, Ed25519KeyPair, KeyPair};
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
-use ed25519_dalek::Signer;
 use pem_rfc7468::LineEnding;
 use serde_json::{Value, json};
 use sha2::Digest as _;
@@ -57,7 +56,7 @@ pub struct SigningKey(Pair);
 
 enum Pair {
     P256(EcdsaKeyPair),
-    Ed25519 { pair: Ed25519KeyPair, signer: Box<ed25519_dalek::SigningKey> },
+    Ed25519(Ed25519KeyPair),
 }
 
 /// Why something was not signed, or a key not made.
@@ -139,7 +138,7 @@ fn bundle(digest: &Digest, key: &SigningKey) -> Result<String, SignError> {
         "predicate": {},
     })
     .to_string();
-    let signature = key.sign_bundle(&pre_authentication_encoding(statement.as_bytes()))?;
+    let signature = key.sign(&pre_authentication_encoding(statement.as_bytes()))?;
     let hint = sha2::Sha256::digest(key.public_key()?.der());
     Ok(json!({
         "mediaType": BUNDLE_MEDIA_TYPE,
@@ -169,7 +168,7 @@ async fn push_simple_signing(
         "optional": null,
     })
     .to_string();
-    let signature = key.sign_simple_signing(payload.as_bytes())?;
+    let signature = key.sign(payload.as_bytes())?;
     let mut layer = registry.push_blob(SIMPLE_SIGNING_MEDIA_TYPE, payload.as_bytes()).await?;
     layer.annotations.insert(SIGNATURE_ANNOTATION.into(), STANDARD.encode(signature));
     let tag = signature_tag(digest);
@@ -221,7 +220,7 @@ impl SigningKey {
                 let pair = EcdsaKeyPair::generate(&ECDSA_P256_SHA256_ASN1_SIGNING).map_err(failed)?;
                 Ok(SigningKey(Pair::P256(pair)))
             }
-            KeyKind::Ed25519 => SigningKey::ed25519(Ed25519KeyPair::generate().map_err(failed)?),
+            KeyKind::Ed25519 => Ok(SigningKey(Pair::Ed25519(Ed25519KeyPair::generate().map_err(failed)?))),
         }
     }
 
@@ -249,22 +248,15 @@ impl SigningKey {
             return Ok(SigningKey(Pair::P256(pair)));
         }
         let pair = Ed25519KeyPair::from_pkcs8_maybe_unchecked(&der);
-        SigningKey::ed25519(pair.map_err(|_| unusable("it is neither ECDSA P-256 nor Ed25519".into()))?)
-    }
-
-    fn ed25519(pair: Ed25519KeyPair) -> Result<SigningKey, SignError> {
-        let failed = |_| SignError::Maths("reading an Ed25519 seed");
-        let seed: Curve25519SeedBin<'_> = pair.seed().and_then(|seed| seed.as_be_bytes()).map_err(failed)?;
-        let seed: [u8; 32] =
-            seed.as_ref().try_into().map_err(|_| SignError::Maths("reading an Ed25519 seed"))?;
-        Ok(SigningKey(Pair::Ed25519 { pair, signer: Box::new(ed25519_dalek::SigningKey::from_bytes(&seed)) }))
+        let pair = pair.map_err(|_| unusable("it is neither ECDSA P-256 nor Ed25519".into()))?;
+        Ok(SigningKey(Pair::Ed25519(pair)))
     }
 
     /// The public half.
     pub fn public_key(&self) -> Result<PublicKey, SignError> {
         let der: Result<PublicKeyX509Der<'_>, _> = match &self.0 {
             Pair::P256(pair) => pair.public_key().as_der(),
-            Pair::Ed25519 { pair, .. } => pair.public_key().as_der(),
+            Pair::Ed25519(pair) => pair.public_key().as_der(),
         };
         let der = der.map_err(|_| SignError::Maths("encoding the public key"))?;
         Ok(PublicKey::from_der(der.as_ref())?)
@@ -279,36 +271,21 @@ impl SigningKey {
         let failed = |_| SignError::Maths("encoding the private key");
         match &self.0 {
             Pair::P256(pair) => pem("PRIVATE KEY", pair.to_pkcs8v1().map_err(failed)?.as_ref()),
-            Pair::Ed25519 { pair, .. } => {
+            Pair::Ed25519(pair) => {
                 let der: Pkcs8V1Der<'_> = pair.as_der().map_err(failed)?;
                 pem("PRIVATE KEY", der.as_ref())
             }
         }
     }
 
-    /// Ed25519 in its prehashed form, which cosign uses in a bundle.
-    fn sign_bundle(&self, message: &[u8]) -> Result<Vec<u8>, SignError> {
-        match &self.0 {
-            Pair::P256(pair) => ecdsa(pair, message),
-            Pair::Ed25519 { signer, .. } => {
-                let prehash = sha2::Sha512::new_with_prefix(message);
-                let signature = signer.sign_prehashed(prehash, None);
-                Ok(signature.map_err(|_| SignError::Maths("signing"))?.to_vec())
-            }
-        }
+    /// Ed25519 in its plain form in both forms: `cosign verify` 3.1 refuses a bundle in the prehashed one, even its own.
+    fn sign(&self, message: &[u8]) -> Result<Vec<u8>, SignError> {
+        let signature = match &self.0 {
+            Pair::P256(pair) => pair.sign(&SystemRandom::new(), message),
+            Pair::Ed25519(pair) => return Ok(pair.sign(message).as_ref().to_vec()),
+        };
+        Ok(signature.map_err(|_| SignError::Maths("signing"))?.as_ref().to_vec())
     }
-
-    fn sign_simple_signing(&self, message: &[u8]) -> Result<Vec<u8>, SignError> {
-        match &self.0 {
-            Pair::P256(pair) => ecdsa(pair, message),
-            Pair::Ed25519 { signer, .. } => Ok(signer.sign(message).to_vec()),
-        }
-    }
-}
-
-fn ecdsa(pair: &EcdsaKeyPair, message: &[u8]) -> Result<Vec<u8>, SignError> {
-    let signature = pair.sign(&SystemRandom::new(), message);
-    Ok(signature.map_err(|_| SignError::Maths("signing"))?.as_ref().to_vec())
 }
 
 fn pem(label: &str, der: &[u8]) -> Result<String, SignError> {

@@ -128,9 +128,9 @@ impl PublicKey {
     }
 
     /// True when `signature` over `message` is good the way a sigstore bundle does it: the hash follows the curve's
-    /// size (sigstore, "Algorithm Registry"). Ed25519 has two entries there: cosign signs an envelope in the prehashed
-    /// form (Ed25519ph), other signers in the plain one. Both are taken: they cannot be mistaken for each other (RFC
-    /// 8032, section 5.1, `dom2`).
+    /// size (sigstore, "Algorithm Registry"). Ed25519 has two entries there: cosign 3.1 signs an envelope in the
+    /// prehashed form (Ed25519ph) and verifies the plain one. Both are taken: they cannot be mistaken for each other
+    /// (RFC 8032, section 5.1, `dom2`).
     pub(super) fn verifies_bundle(&self, message: &[u8], signature: &[u8]) -> bool {
         match self.maths {
             Maths::P256 => self.verifies(&aws::ECDSA_P256_SHA256_ASN1, message, signature),

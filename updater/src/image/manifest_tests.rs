@@ -55,6 +55,17 @@ fn what_is_written_is_read_back_and_has_the_documented_bytes() {
 }
 
 #[test]
+fn the_examples_in_the_book_are_a_manifest_and_its_config() {
+    let page = include_str!("../../../docs/src/registry-format.md");
+    let mut examples = page.split("```json\n").skip(1).map(|rest| rest.split("```").next().unwrap());
+    let manifest = OsManifest::parse(examples.next().unwrap().as_bytes()).unwrap();
+    let config = OsConfig::parse(examples.next().unwrap().as_bytes()).unwrap();
+    manifest.check_config(&config).unwrap();
+    assert_eq!((config.version.as_str(), manifest.annotations[VERSION_ANNOTATION].as_str()), ("1.1", "1.1"));
+    assert!(config.slots[0].verity.is_some() && examples.next().is_none());
+}
+
+#[test]
 fn slot_and_index_layers_are_paired_by_name_in_any_order() {
     let mut value = wire();
     value["layers"].as_array_mut().unwrap().reverse();

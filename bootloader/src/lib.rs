@@ -7,7 +7,6 @@ pub mod contract;
 pub mod custom;
 pub mod esp;
 pub mod record;
-
 pub mod systemd_boot;
 
 mod command;

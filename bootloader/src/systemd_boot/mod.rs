@@ -29,7 +29,7 @@ pub mod pe;
 pub mod version;
 
 use catalogue::{Catalogue, OurFile};
-use entry::{ENTRIES, ENTRY_BYTES_MAX, Ending, EntryText, LoaderEntry, OurName, Tries};
+use entry::{ENTRIES, ENTRY_BYTES_MAX, Ending, EntryText, OurName, Tries};
 use pe::Machine;
 
 /// The longest kernel command line and title that are put into an entry, in bytes. Kernels take 2048 and more.
@@ -399,13 +399,6 @@ impl std::io::Write for Head {
     fn flush(&mut self) -> std::io::Result<()> {
         Ok(())
     }
-}
-
-/// The entry that the loader shows for a slot now, for `status` and for simulators: its newest one.
-pub fn shown_entry(esp: &dyn EspDir, slot: Slot) -> Result<Option<LoaderEntry>, BootError> {
-    let catalogue = Catalogue::load(esp)?;
-    let Some(file) = catalogue.ours_of(slot).find(|file| file.visible) else { return Ok(None) };
-    Ok(catalogue.shown.iter().find(|entry| entry.file_name == file.file_name).cloned())
 }
 
 #[cfg(test)]

@@ -13,28 +13,28 @@ use crate::esp::MountedEsp;
 use crate::test_disk::{blank_fat, fat_esp, fsck};
 
 /// A machine with systemd-boot, its partition a directory or a FAT image.
-struct Machine1 {
+struct LoaderRig {
     esp: Arc<RecordingEsp>,
     image: Option<PathBuf>,
     folder: tempfile::TempDir,
 }
 
-impl Machine1 {
-    fn mounted() -> Machine1 {
+impl LoaderRig {
+    fn mounted() -> LoaderRig {
         let folder = tempfile::tempdir().unwrap();
         let root = folder.path().join("esp");
         std::fs::create_dir(&root).unwrap();
-        Machine1::on(Arc::new(MountedEsp::new(root)), None, folder)
+        LoaderRig::on(Arc::new(MountedEsp::new(root)), None, folder)
     }
 
-    fn fat() -> Machine1 {
+    fn fat() -> LoaderRig {
         let (folder, image) = blank_fat(512);
-        Machine1::on(Arc::new(fat_esp(&image, 512)), Some(image), folder)
+        LoaderRig::on(Arc::new(fat_esp(&image, 512)), Some(image), folder)
     }
 
-    fn on(esp: Arc<dyn EspDir>, image: Option<PathBuf>, folder: tempfile::TempDir) -> Machine1 {
+    fn on(esp: Arc<dyn EspDir>, image: Option<PathBuf>, folder: tempfile::TempDir) -> LoaderRig {
         esp.mkdir(ENTRIES).unwrap();
-        Machine1 { esp: Arc::new(RecordingEsp::new(esp)), image, folder }
+        LoaderRig { esp: Arc::new(RecordingEsp::new(esp)), image, folder }
     }
 
     fn systemd_boot(&self) -> SystemdBoot {
@@ -58,8 +58,8 @@ impl Machine1 {
     }
 
     /// A confirmed, B staged.
-    fn staged() -> Machine1 {
-        let machine = Machine1::mounted();
+    fn staged() -> LoaderRig {
+        let machine = LoaderRig::mounted();
         machine.stage(Slot::A, "1.0");
         machine.step(|state| state.confirm(Slot::A));
         machine.stage(Slot::B, "1.1");
@@ -76,7 +76,7 @@ impl Machine1 {
     }
 }
 
-impl Rig for Machine1 {
+impl Rig for LoaderRig {
     fn bootloader(&self) -> Box<dyn Bootloader> {
         Box::new(self.systemd_boot())
     }
@@ -100,17 +100,17 @@ impl Rig for Machine1 {
 
 #[test]
 fn the_contract_holds_on_a_mounted_partition() {
-    contract::check(&mut || Box::new(Machine1::mounted()));
+    contract::check(&mut || Box::new(LoaderRig::mounted()));
 }
 
 #[test]
 fn the_contract_holds_on_fat_in_an_image() {
-    contract::check(&mut || Box::new(Machine1::fat()));
+    contract::check(&mut || Box::new(LoaderRig::fat()));
 }
 
 #[test]
 fn the_names_tell_the_story_of_an_update_and_a_rollback() {
-    let machine = Machine1::staged();
+    let machine = LoaderRig::staged();
     assert_eq!(machine.names(), ["switchback-a-1.conf", "switchback-b-2.prepared"]);
     machine.step(|state| state.arm(Slot::B, 3));
     assert_eq!(machine.names(), ["switchback-a-1.conf", "switchback-b-2+3-0.conf"]);
@@ -135,7 +135,7 @@ fn the_names_tell_the_story_of_an_update_and_a_rollback() {
 
 #[test]
 fn each_change_of_state_is_one_rename_and_one_flush() {
-    let machine = Machine1::staged();
+    let machine = LoaderRig::staged();
     let one_rename = |from: &str, to: &str| {
         vec![format!("rename {ENTRIES}/{from} {ENTRIES}/{to}"), format!("fsync-dir {ENTRIES}")]
     };
@@ -151,7 +151,7 @@ fn each_change_of_state_is_one_rename_and_one_flush() {
 
 #[test]
 fn an_install_flushes_each_file_before_its_name_and_the_entry_last() {
-    let machine = Machine1::staged();
+    let machine = LoaderRig::staged();
     let boot = machine.systemd_boot();
     boot.forget(Slot::B).unwrap();
     let forgotten = machine.esp.take_events();
@@ -182,7 +182,7 @@ fn an_install_flushes_each_file_before_its_name_and_the_entry_last() {
 
 /// Cuts the power after each step of `work`: the record then reads as before or as after, the machine starts, and
 /// the same work done again succeeds.
-fn survives_cuts(before: impl Fn() -> Machine1, work: impl Fn(&SystemdBoot) -> Result<(), BootError>) {
+fn survives_cuts(before: impl Fn() -> LoaderRig, work: impl Fn(&SystemdBoot) -> Result<(), BootError>) {
     let whole = before();
     let old = whole.systemd_boot().read().unwrap();
     work(&whole.systemd_boot()).unwrap();
@@ -207,8 +207,8 @@ fn to(change: impl Fn(BootState) -> BootState) -> impl Fn(&SystemdBoot) -> Resul
 }
 
 /// Both confirmed, B runs.
-fn updated() -> Machine1 {
-    let machine = Machine1::staged();
+fn updated() -> LoaderRig {
+    let machine = LoaderRig::staged();
     machine.step(|state| state.arm(Slot::B, 3));
     machine.step(|state| state.confirm(Slot::B));
     machine.esp.take_events();
@@ -217,7 +217,7 @@ fn updated() -> Machine1 {
 
 #[test]
 fn a_power_cut_between_any_two_steps_leaves_the_old_or_the_new_state() {
-    survives_cuts(Machine1::staged, to(|state| state.arm(Slot::B, 3)));
+    survives_cuts(LoaderRig::staged, to(|state| state.arm(Slot::B, 3)));
     survives_cuts(updated, to(|state| state.arm(Slot::A, 3)));
     survives_cuts(updated, to(|state| BootState { wanted: Slot::A, ..state }));
     let trial = || {
@@ -235,16 +235,72 @@ fn a_power_cut_between_any_two_steps_leaves_the_old_or_the_new_state() {
 
 #[test]
 fn an_install_cut_anywhere_is_completed_by_a_second_run() {
-    let before = Machine1::staged;
-    survives_cuts(before, |boot| {
-        // The files of 1.2 are made once for each machine, beside the partition.
-        let scratch = std::env::temp_dir().join(format!("switchback-test-{}", std::process::id()));
-        std::fs::create_dir_all(&scratch).unwrap();
-        let files = sample_release(&scratch, "1.2");
+    let scratch = tempfile::tempdir().unwrap();
+    let files = sample_release(scratch.path(), "1.2");
+    survives_cuts(LoaderRig::staged, |boot| {
         boot.forget(Slot::B)?;
         boot.prepare(Slot::B, &files)?;
         boot.verify(Slot::B, &files)
     });
+}
+
+/// Any order of steps, sensible or not, with the power cut in the middle of some.
+#[test]
+fn whatever_is_done_the_names_follow_the_model() {
+    let mut seed = 11u64;
+    let mut random = move |below: u64| {
+        seed = seed.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        (seed >> 33) % below
+    };
+    let scratch = tempfile::tempdir().unwrap();
+    let files = sample_release(scratch.path(), "1.2");
+    let machine = LoaderRig::staged();
+    let (mut story, mut done, mut cut) = (Vec::new(), 0, 0);
+    for _ in 0..700 {
+        let before = machine.systemd_boot().read().unwrap();
+        let slot = Slot::ALL[random(2) as usize];
+        let (step, after) = match random(7) {
+            0 | 1 => ("arm", before.arm(slot, 1 + random(4) as u8)),
+            2 => ("confirm", before.confirm(slot)),
+            3 => ("revert", before.revert(slot)),
+            4 => ("prefer", BootState { wanted: slot, ..before }.normalise()),
+            5 => ("install", before.forget(slot)),
+            _ => ("start", before.spend()),
+        };
+        let work = || match step {
+            "install" => {
+                machine.systemd_boot().forget(slot)?;
+                machine.systemd_boot().prepare(slot, &files)
+            }
+            "start" => SimulatedFirmware.power_on(&*machine.esp).map(drop),
+            _ => machine.systemd_boot().write(&after),
+        };
+        story.push(format!("{step} {slot} from {before:?}: {:?}", machine.names()));
+        let told = |what: &str| format!("{what}\n{}", story[story.len().saturating_sub(6)..].join("\n"));
+        let is_cut = random(3) == 0;
+        machine.esp.cut_power_after(is_cut.then(|| random(4) as usize));
+        let result = work();
+        machine.esp.cut_power_after(None);
+        let found = machine.systemd_boot().read().unwrap();
+        match &result {
+            Ok(()) => done += 1,
+            Err(_) => cut += usize::from(is_cut),
+        }
+        match result {
+            // A slot that was never installed here has no entry to change.
+            Err(BootError::NoEntry { .. } | BootError::BadFiles { .. }) => assert_eq!(found, before),
+            Err(e) if !is_cut => panic!("{}", told(&format!("{e:?}"))),
+            Err(_) => assert!(
+                found.means_the_same_as(&before) || found.means_the_same_as(&after),
+                "{}",
+                told(&format!("neither old nor {after:?}: {found:?}"))
+            ),
+            Ok(()) => {
+                assert!(found.means_the_same_as(&after), "{}", told(&format!("{found:?} is not {after:?}")))
+            }
+        }
+    }
+    assert!(done > 400 && cut > 50, "{done} steps done, {cut} cut: the walk went nowhere");
 }
 
 #[test]
@@ -267,7 +323,7 @@ fn both_names_of_a_torn_rename_read_as_one_state_and_one_is_moved_aside() {
             "reverting was cut: on trial",
         ),
     ] {
-        let machine = Machine1::staged();
+        let machine = LoaderRig::staged();
         machine.step(|state| state.arm(Slot::B, 3));
         let text = machine.esp.read(&path("switchback-b-2+3-0.conf"), ENTRY_BYTES_MAX).unwrap();
         machine.put(second, &String::from_utf8(text).unwrap());
@@ -290,7 +346,7 @@ fn both_names_of_a_torn_rename_read_as_one_state_and_one_is_moved_aside() {
 
 #[test]
 fn entries_and_files_of_others_are_left_alone() {
-    let machine = Machine1::staged();
+    let machine = LoaderRig::staged();
     let foreign = ["debian-6.1.conf", "README", "switchback-a-old.conf", "switchback-c-1.conf"];
     for name in foreign {
         machine.put(name, "title Debian\nlinux /vmlinuz\n");
@@ -308,7 +364,7 @@ fn entries_and_files_of_others_are_left_alone() {
 
 #[test]
 fn an_entry_whose_kernel_is_missing_does_not_exist_for_the_loader_nor_for_us() {
-    let machine = Machine1::staged();
+    let machine = LoaderRig::staged();
     machine.step(|state| state.arm(Slot::B, 3));
     machine.esp.remove("switchback/b/linux").unwrap();
     assert_eq!(
@@ -321,7 +377,7 @@ fn an_entry_whose_kernel_is_missing_does_not_exist_for_the_loader_nor_for_us() {
 
 #[test]
 fn a_slot_with_a_kernel_that_cannot_be_loaded_is_not_armed() {
-    let machine = Machine1::staged();
+    let machine = LoaderRig::staged();
     machine.esp.write_tmp("switchback/b/linux", &mut &b"\x7fELF no PE"[..]).unwrap();
     let boot = machine.systemd_boot();
     let before = boot.read().unwrap();
@@ -336,7 +392,7 @@ fn a_slot_with_a_kernel_that_cannot_be_loaded_is_not_armed() {
 
 #[test]
 fn damaged_and_hostile_entries_are_no_entries() {
-    let machine = Machine1::staged();
+    let machine = LoaderRig::staged();
     let expected = machine.systemd_boot().read().unwrap();
     machine.put("switchback-b-9.conf", "linux ../../etc/passwd\nversion 9\n");
     machine.put("switchback-b-10.conf", "");
@@ -349,7 +405,7 @@ fn damaged_and_hostile_entries_are_no_entries() {
 
 #[test]
 fn preflight_refuses_what_does_not_fit_and_what_it_accepts_fits() {
-    let machine = Machine1::fat();
+    let machine = LoaderRig::fat();
     machine.stage(Slot::A, "1.0");
     machine.step(|state| state.confirm(Slot::A));
     machine.stage(Slot::B, "1.1");
@@ -387,7 +443,7 @@ fn preflight_refuses_what_does_not_fit_and_what_it_accepts_fits() {
 
 #[test]
 fn a_source_that_changed_since_it_was_verified_never_gets_its_name() {
-    let machine = Machine1::staged();
+    let machine = LoaderRig::staged();
     let files = machine.release("1.2");
     let mut bytes = std::fs::read(&files.files[1].source).unwrap();
     bytes[100] ^= 1;
@@ -401,7 +457,7 @@ fn a_source_that_changed_since_it_was_verified_never_gets_its_name() {
 
 #[test]
 fn a_uki_is_one_line_and_odd_sets_of_files_are_refused() {
-    let machine = Machine1::staged();
+    let machine = LoaderRig::staged();
     let kernel_and_initrd = machine.release("1.2");
     let mut uki = kernel_and_initrd.clone();
     uki.files.truncate(1);

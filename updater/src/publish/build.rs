@@ -427,7 +427,7 @@ fn write_slot(
     told(0);
     let out = io::BufWriter::new(File::create(blob).map_err(FileError::of("making", blob))?);
     let options = LayerOptions { level, ..LayerOptions::default() };
-    let layer = layer::write_layer(root.reader()?, out, &options, &mut layer::NoTap, &told)?;
+    let layer = layer::write_layer(root.reader()?, out, &options, &told)?;
     if (layer.raw_bytes, layer.raw_sha256) != (root.bytes, root.sha256) {
         return Err(BuildError::RootChanged { path: root.path.clone() });
     }

@@ -43,26 +43,6 @@ impl Default for LayerOptions {
     }
 }
 
-/// Sees the raw image pass by, in order and in whole blocks: the dm-verity tree is computed by one.
-pub trait RawTap: Send {
-    /// The next bytes.
-    fn data(&mut self, bytes: &[u8]) -> io::Result<()>;
-    /// The next `bytes` bytes are zero.
-    fn zeros(&mut self, bytes: u64) -> io::Result<()>;
-}
-
-/// Looks at nothing.
-pub struct NoTap;
-
-impl RawTap for NoTap {
-    fn data(&mut self, _: &[u8]) -> io::Result<()> {
-        Ok(())
-    }
-    fn zeros(&mut self, _: u64) -> io::Result<()> {
-        Ok(())
-    }
-}
-
 /// A finished layer; the blob itself went to the writer.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Layer {
@@ -112,14 +92,6 @@ pub enum LayerError {
         /// How far it was read.
         offset: u64,
         /// The reader's word.
-        source: io::Error,
-    },
-    /// The tap refused.
-    #[error("while hashing the raw image at byte {offset}")]
-    Tap {
-        /// How far it was read.
-        offset: u64,
-        /// The tap's word.
         source: io::Error,
     },
     /// zstd refused, e.g. the level.
@@ -180,13 +152,12 @@ impl ChunkStatistics {
     }
 }
 
-/// Makes a layer of the raw image `raw` (read to its end) and writes its blob to `blob`. `tap` sees the raw bytes on
-/// the way; `progress` is told of every raw byte that is done.
+/// Makes a layer of the raw image `raw` (read to its end) and writes its blob to `blob`. `progress` is told of every
+/// raw byte that is done.
 pub fn write_layer(
     raw: impl Read + Send,
     mut blob: impl Write,
     options: &LayerOptions,
-    tap: &mut dyn RawTap,
     progress: &dyn Fn(u64),
 ) -> Result<Layer, LayerError> {
     let threads = options.threads.clamp(1, THREADS_MAX);
@@ -199,7 +170,7 @@ pub fn write_layer(
             jobs.push(job_to);
             results.push(result_from);
         }
-        let reader = scope.spawn(move || read(raw, tap, jobs));
+        let reader = scope.spawn(move || read(raw, jobs));
         let collected = collect(results, &mut blob, progress);
         // The reader's error is the cause: it closes the channels and the collector sees only an early end.
         let (raw_bytes, raw_sha256) = reader.join().map_err(|_| LayerError::Worker)??;
@@ -213,26 +184,15 @@ pub fn write_layer(
 }
 
 /// The first stage: cuts, hashes the whole, deals the pieces out in turn.
-fn read(
-    raw: impl Read,
-    tap: &mut dyn RawTap,
-    jobs: Vec<SyncSender<Piece>>,
-) -> Result<(u64, Digest), LayerError> {
+fn read(raw: impl Read, jobs: Vec<SyncSender<Piece>>) -> Result<(u64, Digest), LayerError> {
     let mut sha256 = Sha256::new();
     let mut offset = 0;
     for (piece, to) in Chunker::new(raw).zip(jobs.iter().cycle()) {
         let piece = piece.map_err(|source| LayerError::Read { offset, source })?;
-        let tapped = match &piece {
-            Piece::Zero(bytes) => {
-                hash_zeros(&mut sha256, *bytes);
-                tap.zeros(u64::from(*bytes))
-            }
-            Piece::Chunk(bytes) => {
-                sha256.update(bytes);
-                tap.data(bytes)
-            }
-        };
-        tapped.map_err(|source| LayerError::Tap { offset, source })?;
+        match &piece {
+            Piece::Zero(bytes) => hash_zeros(&mut sha256, *bytes),
+            Piece::Chunk(bytes) => sha256.update(bytes),
+        }
         offset += piece.bytes();
         if to.send(piece).is_err() {
             // The worker or the collector stopped; its own error says why.

@@ -5,6 +5,7 @@
 
 use std::collections::BTreeSet;
 use std::io::Write;
+use std::path::{Path, PathBuf};
 
 use futures_util::StreamExt as _;
 use serde::{Deserialize, Serialize};
@@ -153,6 +154,23 @@ struct Copy<'a> {
     done: BTreeSet<Digest>,
 }
 
+/// A blob that is ready to be sent.
+enum BlobFile {
+    /// The source's own file.
+    Own(PathBuf),
+    /// A copy that is gone after the upload.
+    Copy(tempfile::NamedTempFile),
+}
+
+impl AsRef<Path> for BlobFile {
+    fn as_ref(&self) -> &Path {
+        match self {
+            BlobFile::Own(path) => path,
+            BlobFile::Copy(copy) => copy.path(),
+        }
+    }
+}
+
 /// What names blobs: any OCI manifest, read without opinion.
 #[derive(Deserialize)]
 struct AnyManifest {
@@ -175,7 +193,7 @@ impl Copy<'_> {
             (self.progress)(PushEvent::Bytes(blob.size));
         } else {
             let file = self.fetch(blob).await?;
-            let sent = self.to.push_blob_file(blob, file.path()).await;
+            let sent = self.to.push_blob_file(blob, file.as_ref()).await;
             sent.map_err(|error| self.failed(blob.digest, error))?;
             self.pushed.blobs_sent += 1;
             self.pushed.bytes_sent += blob.size;
@@ -184,10 +202,14 @@ impl Copy<'_> {
         Ok(())
     }
 
-    /// A blob on its way, in a file: an upload that has to begin again needs its bytes once more.
-    async fn fetch(&self, blob: &Descriptor) -> Result<tempfile::NamedTempFile, PushError> {
+    /// A blob as a file with the right bytes, as an upload may have to begin again: the source's own file where it has
+    /// one, else a temporary copy.
+    async fn fetch(&self, blob: &Descriptor) -> Result<BlobFile, PushError> {
         let temporary = |source| PushError::Temporary { source };
-        let mut file = tempfile::NamedTempFile::new().map_err(temporary)?;
+        let file = match self.from.blob_file(&blob.digest) {
+            Some(path) => BlobFile::Own(path),
+            None => BlobFile::Copy(tempfile::NamedTempFile::new().map_err(temporary)?),
+        };
         let mut sha256 = Sha256::new();
         let mut bytes = 0;
         let body = self.from.blob_range(blob, 0..blob.size).await;
@@ -196,14 +218,15 @@ impl Copy<'_> {
             let piece = piece.map_err(|error| self.failed(blob.digest, error))?;
             bytes += piece.len() as u64;
             sha256.update(&piece);
-            file.write_all(&piece).map_err(temporary)?;
+            if let BlobFile::Copy(copy) = &file {
+                copy.as_file().write_all(&piece).map_err(temporary)?;
+            }
             (self.progress)(PushEvent::Bytes(piece.len() as u64));
         }
         let found = Digest::from_raw(sha256.finalize().into());
         if found != blob.digest || bytes != blob.size {
             return Err(PushError::Bytes { digest: blob.digest, from: self.from.place(), bytes, found });
         }
-        file.flush().map_err(temporary)?;
         Ok(file)
     }
 

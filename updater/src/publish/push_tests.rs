@@ -15,7 +15,7 @@ use super::*;
 use crate::image::config::{OsConfig, SlotContent, tests_support::example};
 use crate::image::manifest::{BootLayer, OsManifest, SlotLayer, boot_descriptor, config_descriptor};
 use crate::publish::inspect::{SignatureInspection, inspect};
-use crate::publish::layer::{LayerOptions, NoTap, write_layer};
+use crate::publish::layer::{LayerOptions, write_layer};
 use crate::registry::ByteStream;
 use crate::registry::layout_dir::LayoutDir;
 
@@ -87,7 +87,7 @@ async fn release(at: &LayoutDir) -> Digest {
     raw.resize(2 << 20, 0);
     let mut blob = Vec::new();
     let options = LayerOptions { level: 3, threads: 1 };
-    let layer = write_layer(raw.as_slice(), &mut blob, &options, &mut NoTap, &|_| {}).unwrap();
+    let layer = write_layer(raw.as_slice(), &mut blob, &options, &|_| {}).unwrap();
     let content =
         SlotContent { name: "root".into(), bytes: layer.raw_bytes, sha256: layer.raw_sha256, verity: None };
     let config = OsConfig { slots: vec![content], ..example() }.to_json();
@@ -178,6 +178,16 @@ async fn what_arrived_is_inspected_as_what_was_sent() {
     assert_eq!(arrived.boot.iter().map(|file| file.kind).collect::<Vec<_>>(), ["linux", "initrd"]);
     let forms: Vec<&str> = arrived.signatures.iter().map(|SignatureInspection { form, .. }| *form).collect();
     assert_eq!(forms, ["simple-signing", "bundle"]);
+}
+
+#[tokio::test]
+async fn a_source_whose_blobs_are_no_files_is_copied_by_way_of_temporary_ones() {
+    let (dir, new) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let (from, to) = (Logged::new(dir.path()), LayoutDir::new(new.path()));
+    let digest = release(&from.inside).await;
+    let pushed = push_release(&from, &digest, &to, &PushOptions::default(), &|_| {}).await.unwrap();
+    assert_eq!(pushed.blobs_sent, 5);
+    assert_eq!(inspect(&to, &digest).await.unwrap().slots, inspect(&from, &digest).await.unwrap().slots);
 }
 
 #[tokio::test]

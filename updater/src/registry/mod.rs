@@ -69,6 +69,12 @@ pub trait Registry: Send + Sync {
         true
     }
 
+    /// The file that holds this blob, where blobs are files: an upload need not copy it first.
+    #[cfg(feature = "author")]
+    fn blob_file(&self, _digest: &Digest) -> Option<PathBuf> {
+        None
+    }
+
     /// Uploads the file at `path` as the blob `descriptor`; nothing is sent when it is there already.
     #[cfg(feature = "author")]
     async fn push_blob_file(&self, descriptor: &Descriptor, path: &Path) -> Result<(), RegistryError>;

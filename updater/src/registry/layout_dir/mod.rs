@@ -170,6 +170,11 @@ impl Registry for LayoutDir {
     }
 
     #[cfg(feature = "author")]
+    fn blob_file(&self, digest: &Digest) -> Option<PathBuf> {
+        Some(self.blob_path(digest))
+    }
+
+    #[cfg(feature = "author")]
     async fn push_blob_file(&self, descriptor: &Descriptor, path: &Path) -> Result<(), RegistryError> {
         self.push_file(descriptor, path)
     }

@@ -1,5 +1,6 @@
 //! Signatures by real signers in a real registry: the good ones are accepted, each kind of bad one is refused for its own
 //! reason.
+#![expect(clippy::unwrap_used, reason = "a test fails by panicking, in its helpers too")]
 
 use std::path::{Path, PathBuf};
 

@@ -1,4 +1,5 @@
 //! Support for the system tests: the simulated machine and the boot lab.
 
+pub mod faults;
 pub mod lab;
 pub mod signers;

@@ -151,7 +151,78 @@ impl Found {
 
 #[cfg(test)]
 mod tests {
+    use switchback_partitions::device::MemDevice;
+    use switchback_partitions::layout::{Architecture, Completeness, SlotPartitions};
+    use switchback_partitions::verity::{TreeWriter, VerityParams};
+    use uuid::Uuid;
+
     use super::*;
+
+    const MIB: u64 = 1 << 20;
+
+    fn layout(esp: u128) -> DiskLayout {
+        let extent = |number: u32, guid: u128| Extent {
+            number,
+            offset: u64::from(number) * MIB,
+            len: MIB,
+            guid: Uuid::from_u128(guid),
+        };
+        let slot = |root, verity| SlotPartitions {
+            root: extent(root, u128::from(root)),
+            verity: extent(verity, u128::from(verity)),
+            completeness: Completeness::Whole,
+        };
+        DiskLayout {
+            sector_bytes: 512,
+            architecture: Architecture::X86_64,
+            esp: extent(1, esp),
+            slots: [slot(2, 3), slot(4, 5)],
+            state: None,
+            data: None,
+        }
+    }
+
+    /// Writes the tree of two blocks full of `byte` into a slot's verity partition.
+    fn fill(disk: &Arc<dyn BlockDevice>, slot: Slot, byte: u8) -> RootHash {
+        let params = VerityParams {
+            salt: vec![7; 32],
+            uuid: Uuid::from_u128(1),
+            data_block_bytes: 4096,
+            hash_block_bytes: 4096,
+            data_blocks: 2,
+        };
+        let Extent { offset, len, .. } = layout(0).slot(slot).verity;
+        let window = Window::new(disk.clone(), offset, len).unwrap();
+        let mut tree = TreeWriter::new(params, Arc::new(window)).unwrap();
+        tree.push(&[byte; 8192]).unwrap();
+        tree.finish().unwrap()
+    }
+
+    #[test]
+    fn a_slot_is_found_by_its_root_hash_among_empty_and_other_content() {
+        let disk: Arc<dyn BlockDevice> = Arc::new(MemDevice::new(8 << 20, 512));
+        let wanted = fill(&disk, Slot::B, 1);
+        assert_eq!(holders(&disk, &layout(0), &wanted), [false, true], "slot a was never written");
+        let other = fill(&disk, Slot::A, 2);
+        assert_eq!(holders(&disk, &layout(0), &wanted), [false, true]);
+        assert_eq!(holders(&disk, &layout(0), &other), [true, false]);
+        fill(&disk, Slot::A, 1);
+        assert_eq!(holders(&disk, &layout(0), &wanted), [true, true]);
+        let mut flipped = wanted;
+        flipped.0[31] ^= 1;
+        assert_eq!(holders(&disk, &layout(0), &flipped), [false, false]);
+    }
+
+    #[test]
+    fn a_loader_that_says_where_it_came_from_points_at_one_disk() {
+        let from = |guid: u128| LoaderEvidence {
+            loader_partition: Some(Uuid::from_u128(guid)),
+            ..LoaderEvidence::default()
+        };
+        assert!(came_from(&from(5), &layout(5)));
+        assert!(!came_from(&from(5), &layout(6)));
+        assert!(came_from(&LoaderEvidence::default(), &layout(6)), "no loader spoke: every disk will do");
+    }
 
     #[test]
     fn content_decides_and_the_loader_only_between_equals() {

@@ -24,8 +24,17 @@ pub const WORD: &str = "--keep-watchdog";
 /// Where the state partition is mounted on the root.
 const STATE_DIR: &str = "/var/lib/switchback";
 
-/// `switchback boot-check` creates this file when the running slot is confirmed: the deadline no longer counts.
+/// This file is there when the running slot is confirmed: the deadline no longer counts.
 pub const CONFIRMED: &str = "/run/switchback/confirmed";
+
+/// Ends the deadline of this start: `switchback boot-check` calls it once the running slot is confirmed in the boot
+/// record, on every start, trial or not. `root` is the root of the running system, so that a machine in a file marks
+/// its own.
+pub fn mark_confirmed(root: &Path) -> std::io::Result<()> {
+    let path = root.join(CONFIRMED.trim_start_matches('/'));
+    std::fs::create_dir_all(path.parent().unwrap_or(root))?;
+    std::fs::write(path, "")
+}
 
 /// How often the watchdog is petted.
 pub const PET_EVERY: Duration = Duration::from_secs(5);
@@ -157,6 +166,14 @@ mod tests {
             let words: Vec<_> = words.iter().map(|word| (*word).to_owned()).collect();
             assert_eq!(Order::from_arguments(&words), None, "{words:?}");
         }
+    }
+
+    #[test]
+    fn the_mark_of_confirmation_lies_beneath_the_root_it_is_for() {
+        let dir = tempfile::tempdir().unwrap();
+        mark_confirmed(dir.path()).unwrap();
+        mark_confirmed(dir.path()).unwrap();
+        assert!(dir.path().join("run/switchback/confirmed").exists());
     }
 
     #[test]

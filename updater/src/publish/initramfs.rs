@@ -20,6 +20,9 @@ const ZSTD_LEVEL: i32 = 19;
 const FOLDERS: [&str; 7] = ["dev", "proc", "sys", "run", "sysroot", "etc", "etc/switchback"];
 /// `/dev/console`: the kernel opens it for the first process before devtmpfs is mounted; without it panics are mute.
 const CONSOLE: (u32, u32) = (5, 1);
+/// `/dev/null`: on a machine without any console the first process starts with no open file, and Rust's runtime ends a
+/// program that it can give neither these nor `/dev/null`: a kernel panic before `main`.
+const NULL: (u32, u32) = (1, 3);
 
 /// What goes into an initramfs.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -121,7 +124,8 @@ fn archive(init: &[u8], modules: &[Module]) -> io::Result<Vec<u8>> {
     for folder in FOLDERS {
         archive.folder(folder)?;
     }
-    archive.console()?;
+    archive.device("dev/console", 0o600, CONSOLE)?;
+    archive.device("dev/null", 0o666, NULL)?;
     archive.file("init", 0o755, init)?;
     for module in modules {
         archive.file(&module.path, 0o644, &module.bytes)?;
@@ -177,8 +181,8 @@ impl<W: Write> Archive<W> {
         self.put(entry, bytes)
     }
 
-    fn console(&mut self) -> io::Result<()> {
-        let entry = self.entry("dev/console", 0o020_600).rdev_major(CONSOLE.0).rdev_minor(CONSOLE.1);
+    fn device(&mut self, path: &str, mode: u32, (major, minor): (u32, u32)) -> io::Result<()> {
+        let entry = self.entry(path, 0o020_000 | mode).rdev_major(major).rdev_minor(minor);
         self.put(entry, &[])
     }
 }
@@ -238,17 +242,17 @@ pub(super) mod tests {
         let listing = cpio(&packed.bytes, &["--list", "--quiet"], dir.path());
         let k = "lib/modules/6.1.0-test/kernel";
         let expected = format!(
-            "dev\nproc\nsys\nrun\nsysroot\netc\netc/switchback\ndev/console\ninit\nlib\nlib/modules\n\
+            "dev\nproc\nsys\nrun\nsysroot\netc\netc/switchback\ndev/console\ndev/null\ninit\nlib\nlib/modules\n\
              lib/modules/6.1.0-test\n{k}\n{k}/virtio_ring.ko\n{k}/virtio.ko\n{k}/virtio_pci.ko\n{k}/virtio_blk.ko\n\
              {k}/fat.ko\n{k}/vfat.ko\n{k}/efivarfs.ko\n{k}/crc-tables.ko\n{k}/crc32c-intel.ko\n{k}/my-driver.ko\netc/switchback/modules\n"
         );
         assert_eq!(listing, expected);
-        let long =
-            cpio(&packed.bytes, &["--list", "--verbose", "--quiet", "dev/console", "init"], dir.path());
+        let long = cpio(&packed.bytes, &["--list", "--verbose", "--quiet", "dev/*", "init"], dir.path());
         assert!(
             long.contains("crw-------   1 root     root       5,   1 Jan  1  1970 dev/console"),
             "{long}"
         );
+        assert!(long.contains("crw-rw-rw-   1 root     root       1,   3 Jan  1  1970 dev/null"), "{long}");
         assert!(long.contains("-rwxr-xr-x   1 root     root"), "{long}");
 
         let out = tempfile::tempdir().unwrap();

@@ -5,8 +5,12 @@
 //! kernel > boot record > slot content > state file. `docs/src/lifecycle.md` is this function as a table.
 
 mod orders;
+#[cfg(test)]
+mod simulated;
 mod started;
 mod step;
+#[cfg(test)]
+mod table;
 pub mod version;
 
 use std::collections::{BTreeMap, BTreeSet};

@@ -120,18 +120,15 @@ fn on_the_old_slot(state: &State, seen: &Observation, policy: &Policy) -> (State
             SlotBoot::Trial { tries_done: 0, .. } if since.boot_id == seen.now.boot_id => {
                 still_armed(state, since, seen, policy)
             }
-            SlotBoot::Trial { tries_done: 0, .. } | SlotBoot::Empty | SlotBoot::Good
-                if since.boot_id != seen.now.boot_id =>
-            {
-                loader_refused(state, seen)
-            }
+            SlotBoot::Trial { tries_done: 0, .. } => loader_refused(state, seen),
+            // Somebody else disarmed it.
             SlotBoot::Empty | SlotBoot::Good => settle(state, seen, policy),
             SlotBoot::Trial { .. } | SlotBoot::Bad => trial_ended(state, seen, policy),
         },
         Phase::OnTrial { slot: tried, .. } if *tried == slot => trial_ended(state, seen, policy),
         // The power went between the write of the boot record and that of the state file: armed once more.
         Phase::Staged { goal: Goal::Trial, not_before_unix_secs: None, .. } | Phase::Installing { .. }
-            if armed_now && policy.carry_on =>
+            if matches!(other, SlotBoot::Trial { tries_done: 0, .. }) && policy.carry_on =>
         {
             settle(state, seen, policy)
         }
@@ -142,7 +139,8 @@ fn on_the_old_slot(state: &State, seen: &Observation, policy: &Policy) -> (State
             }
             _ => (state.disarmed(seen), Action::Disarm(slot)),
         },
-        Phase::Idle | Phase::OnTrial { .. } | Phase::Armed { .. }
+        // `Staged`: it was armed and tried, and the power went before the state file said so.
+        Phase::Idle | Phase::Staged { .. } | Phase::OnTrial { .. } | Phase::Armed { .. }
             if other == SlotBoot::Bad && unjudged(state, seen) =>
         {
             trial_ended(state, seen, policy)
@@ -176,11 +174,8 @@ fn loader_refused(state: &State, seen: &Observation) -> (State, Action) {
     let slot = seen.running.other();
     let why =
         Why::new(Reason::LoaderRefused, format!("slot {slot} was armed, slot {} started", seen.running));
-    let (next, record) = state.conclude(Verdict::Returned, seen.other_release(), slot, Some(why), None);
-    match seen.boot.slot(slot) {
-        SlotBoot::Empty => (next, record),
-        _ => (next, Action::Disarm(slot)),
-    }
+    let (next, _) = state.conclude(Verdict::Returned, seen.other_release(), slot, Some(why), None);
+    (next, Action::Disarm(slot))
 }
 
 /// The old slot runs after tries of the other one, and nobody gave a verdict.
@@ -194,7 +189,7 @@ fn trial_ended(state: &State, seen: &Observation, policy: &Policy) -> (State, Ac
         // Without a state file nobody knows how often it was tried: no more.
         _ => (Purpose::Update, policy.retries),
     };
-    let why = evidence(seen, policy);
+    let why = evidence(state, seen, policy);
     let again = why.reason == Reason::Inconclusive && attempts < policy.retries;
     let verdict = if again { Verdict::Inconclusive } else { Verdict::Returned };
     let (mut next, record) = state.conclude(verdict, seen.other_release(), slot, Some(why), None);
@@ -217,14 +212,19 @@ fn trial_ended(state: &State, seen: &Observation, policy: &Policy) -> (State, Ac
 
 /// Why a trial ended without a verdict, from the marks that its starts left. A crash repeats itself: it is believed
 /// when every start ended at the same stage, at least two of them; power cuts end at any stage.
-fn evidence(seen: &Observation, policy: &Policy) -> Why {
+fn evidence(state: &State, seen: &Observation, policy: &Policy) -> Why {
     let slot = seen.running.other();
     let starts = match seen.boot.slot(slot) {
         SlotBoot::Trial { tries_done, .. } => usize::from(tries_done),
-        _ => usize::from(policy.tries),
+        SlotBoot::Bad => usize::from(policy.tries),
+        SlotBoot::Empty | SlotBoot::Good => 0,
     };
+    let mut marks = seen.known.marks.clone();
+    if let Phase::OnTrial { slot, since, .. } = &state.phase {
+        marks.entry(since.boot_id.clone()).or_insert((*slot, Stage::BootCheck));
+    }
     let stages: Vec<Stage> =
-        seen.known.marks.values().filter(|(marked, _)| *marked == slot).map(|(_, stage)| *stage).collect();
+        marks.values().filter(|(marked, _)| *marked == slot).map(|(_, stage)| *stage).collect();
     let detail = format!("{starts} starts, {} of them left a mark", stages.len());
     if stages.contains(&Stage::Panicked) {
         return Why::new(Reason::Panicked, detail);

@@ -20,8 +20,9 @@ device:         ## the device's binary: static, small, without the author's verb
 	    --target $(TARGET) -p switchback
 	@ls -l $(DEVICE)
 
-demo: build     ## the life of an update on an image file: no root, no network, no virtual machine
-	target/debug/switchback demo
+demo:           ## the life of an update on an image file: no root, no network, no virtual machine
+	cargo build --locked -p switchback -p switchback-tests --bins
+	target/debug/demo target/debug/switchback
 
 lab-parts:
 	tests/tools/setup

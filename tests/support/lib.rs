@@ -2,4 +2,6 @@
 
 pub mod faults;
 pub mod lab;
+pub mod machine;
 pub mod signers;
+pub mod small_release;

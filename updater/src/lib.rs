@@ -3,7 +3,6 @@
 //! Not here: disk formats (`switchback-partitions`), boot records (`switchback-bootloader`). Rule: one flow for every
 //! update; what differs is an action or a backend, never a parallel copy.
 
-pub mod boot_check;
 pub mod cli;
 pub mod config;
 pub mod digest;
@@ -17,6 +16,7 @@ pub mod image;
 pub mod init;
 pub mod install;
 pub mod lifecycle;
+pub mod progress;
 #[cfg(feature = "author")]
 pub mod publish;
 pub mod reason;

@@ -1,13 +1,11 @@
-//! The `switchback` binary: hands the command line to `cli`, or becomes `init` when started as PID 1 of the initramfs.
+//! The `switchback` binary: hands the command line to `cli`, or becomes `init` when the kernel started it as PID 1.
 
 use std::process::ExitCode;
 
-use switchback::init;
-
 fn main() -> ExitCode {
     let arguments: Vec<String> = std::env::args().collect();
-    if init::is_wanted(&arguments) {
-        return init::main(&arguments);
+    if switchback::init::is_wanted(&arguments) {
+        return switchback::init::main(&arguments);
     }
-    ExitCode::SUCCESS
+    switchback::cli::main()
 }

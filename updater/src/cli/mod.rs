@@ -1,1 +1,154 @@
-//! The command line.
+//! The command line: typed text → request → answer as sentences or JSON, and one exit code.
+//!
+//! Not here: what a verb does (`engine`, `publish`). Rule: a failure says what happened, what was left untouched and
+//! what to do next; exit codes are made in one place.
+
+mod args;
+#[cfg(feature = "author")]
+mod image;
+mod progress;
+mod provision;
+mod render;
+
+use std::process::ExitCode;
+
+use clap::Parser as _;
+
+use self::args::{Cli, Verb};
+use self::progress::Display;
+use crate::config::Config;
+use crate::engine::answers::{Answer, Reach, Request};
+use crate::engine::{Engine, Failure};
+use crate::reason::{Reason, Why};
+
+/// Usage errors, as sysexits.h has it.
+const EXIT_USAGE: u8 = 64;
+/// Something was changed, under `--detailed-exitcode`.
+const EXIT_CHANGED: u8 = 2;
+
+/// What a verb leaves to print: text for people, a JSON document for programs.
+pub(crate) struct Output {
+    text: String,
+    json: serde_json::Value,
+    changed: bool,
+    /// The exit code of an answer that is no success, such as an unhealthy machine.
+    reason: Option<Reason>,
+}
+
+/// Runs the program.
+pub fn main() -> ExitCode {
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(error) => {
+            let _ = error.print();
+            // Help and version are no errors.
+            return ExitCode::from(if error.use_stderr() { EXIT_USAGE } else { 0 });
+        }
+    };
+    log(cli.verbose);
+    let result = run(&cli);
+    finish(&cli, result)
+}
+
+fn finish(cli: &Cli, result: Result<Output, Failure>) -> ExitCode {
+    match result {
+        Ok(output) => {
+            if cli.json {
+                println!("{:#}", output.json);
+            } else {
+                print!("{}", output.text);
+            }
+            match output.reason {
+                Some(reason) => ExitCode::from(reason.exit_code()),
+                None if output.changed && cli.detailed_exitcode => ExitCode::from(EXIT_CHANGED),
+                None => ExitCode::SUCCESS,
+            }
+        }
+        Err(failure) => {
+            let Why { reason, detail } = &failure.why;
+            if cli.json {
+                println!(
+                    "{:#}",
+                    serde_json::json!({
+                        "answer": "failure", "reason": reason, "detail": detail, "untouched": failure.untouched,
+                        "remedy": reason.remedy(), "exit_code": reason.exit_code(),
+                    })
+                );
+            } else {
+                eprintln!("switchback: {}", reason.description());
+                if !detail.is_empty() {
+                    eprintln!("  why    {detail}");
+                }
+                eprintln!("  safe   {}", failure.untouched);
+                eprintln!("  next   {}", reason.remedy());
+            }
+            ExitCode::from(reason.exit_code())
+        }
+    }
+}
+
+fn run(cli: &Cli) -> Result<Output, Failure> {
+    let progress = Display::new(cli.json).map_err(|e| Failure::before(Reason::Internal, e))?;
+    let request = match &cli.verb {
+        Verb::Status => Request::Status,
+        Verb::Check(source) => Request::Check { to: source.to.clone() },
+        Verb::Update(update) => Request::Update {
+            to: update.source.to.clone(),
+            reach: reach(update.dry_run, update.stage, update.reboot),
+        },
+        Verb::Rollback(rollback) => Request::Rollback {
+            reach: reach(rollback.dry_run, false, rollback.reboot),
+            below_floor: rollback.below_floor,
+        },
+        Verb::History { limit } => Request::History { limit: *limit },
+        Verb::Health => Request::Health,
+        Verb::BootCheck { no_reboot } => Request::BootCheck { no_reboot: *no_reboot },
+        Verb::Provision(provision) => return provision::run(provision, &progress),
+        #[cfg(feature = "author")]
+        Verb::Image(verb) => return image::run(verb, &progress),
+        // `main` hands this over before the command line is parsed; typed by a person it has no meaning.
+        Verb::Init(_) => {
+            let detail = "`switchback init` is started by the kernel as PID 1 of an initramfs";
+            return Err(Failure::refused(Why::new(Reason::NotSupported, detail)));
+        }
+    };
+    let config = Config::load(&cli.config).map_err(|e| Failure::before(Reason::ConfigInvalid, e))?;
+    let machine =
+        crate::host::open(&config).map_err(|e| Failure::before(crate::engine::host_reason(&e), e))?;
+    let looks_only = matches!(
+        request,
+        Request::Status | Request::Check { .. } | Request::History { .. } | Request::Health
+    );
+    let mut engine = Engine::open(&*machine, &config, &progress, !looks_only)?;
+    let answer = engine.handle(request)?;
+    Ok(output(&answer))
+}
+
+fn reach(dry_run: bool, stage: bool, reboot: bool) -> Reach {
+    match (dry_run, stage, reboot) {
+        (true, _, _) => Reach::DryRun,
+        (_, true, _) => Reach::Stage,
+        (_, _, true) => Reach::Reboot,
+        _ => Reach::Arm,
+    }
+}
+
+fn output(answer: &Answer) -> Output {
+    let reason = match answer {
+        Answer::Health(report) => report.why().map(|why| why.reason),
+        _ => None,
+    };
+    Output {
+        text: render::text(answer),
+        json: serde_json::to_value(answer).unwrap_or_default(),
+        changed: answer.changed(),
+        reason,
+    }
+}
+
+fn log(verbose: u8) {
+    let default = ["warn", "info,switchback=debug", "debug"][usize::from(verbose.min(2))];
+    let filter = tracing_subscriber::EnvFilter::try_from_env("SWITCHBACK_LOG")
+        .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new(default));
+    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_target(false).init();
+}

@@ -63,22 +63,9 @@ impl FrameDecoder {
         compressed: &[u8],
         raw: &mut Vec<u8>,
     ) -> Result<(), FrameError> {
-        let FrameBody::Chunks(chunks) = frame.body else { return Err(FrameError::NotZstd) };
+        let FrameBody::Chunks(_) = frame.body else { return Err(FrameError::NotZstd) };
         self.decode_exact(compressed, frame.raw_bytes as usize, raw)?;
-        let mut rest = raw.as_slice();
-        let mut raw_offset = frame.raw_offset;
-        for chunk in chunks {
-            // The index has checked that the lengths add up; a caller's mistake must still not panic here.
-            let Some((bytes, behind)) = rest.split_at_checked(chunk.raw_bytes as usize) else {
-                return Err(FrameError::RawLength { expected: frame.raw_bytes });
-            };
-            if sha2::Sha256::digest(bytes).as_slice() != chunk.sha256 {
-                return Err(FrameError::Chunk { raw_offset });
-            }
-            rest = behind;
-            raw_offset += u64::from(chunk.raw_bytes);
-        }
-        Ok(())
+        chunks_match(frame, raw)
     }
 
     /// Decodes `compressed`, which must be one frame and nothing else, into exactly `raw_bytes` bytes. The output never
@@ -107,6 +94,27 @@ impl FrameDecoder {
             }
         }
     }
+}
+
+/// Compares raw bytes with the chunks of their frame, as decoded or as read from a slot. A zero run has no chunks and
+/// never matches.
+pub fn chunks_match(frame: &FrameRef<'_>, raw: &[u8]) -> Result<(), FrameError> {
+    let wrong_length = FrameError::RawLength { expected: frame.raw_bytes };
+    let FrameBody::Chunks(chunks) = frame.body else { return Err(wrong_length) };
+    let mut rest = raw;
+    let mut raw_offset = frame.raw_offset;
+    for chunk in chunks {
+        // The index has checked that the lengths add up; a caller's mistake must still not panic here.
+        let Some((bytes, behind)) = rest.split_at_checked(chunk.raw_bytes as usize) else {
+            return Err(wrong_length);
+        };
+        if sha2::Sha256::digest(bytes).as_slice() != chunk.sha256 {
+            return Err(FrameError::Chunk { raw_offset });
+        }
+        rest = behind;
+        raw_offset += u64::from(chunk.raw_bytes);
+    }
+    if rest.is_empty() { Ok(()) } else { Err(wrong_length) }
 }
 
 /// Length of the frame that `bytes` begins with, found without decoding it.

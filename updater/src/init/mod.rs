@@ -238,7 +238,7 @@ fn read_attribute_of_any_length(path: &str, limit: u64) -> Result<String, InitEr
 
 /// For the keeper's last word; the slot's mark goes on from where it was.
 fn mark_deadline_passed(state_dir: &Path, slot: Slot) {
-    if let Ok(Some(mark)) = Mark::read(state_dir, slot) {
+    if let Ok(Some(mark)) = Mark::read_all(state_dir, slot).map(|mut marks| marks.pop()) {
         let _ = Mark { stage: Stage::DeadlinePassed, ..mark }.write(state_dir);
     }
 }

@@ -1,7 +1,9 @@
 //! Stage marks: how far the last start of each slot came, so that "why did it come back" is never guessed.
 //!
-//! Not here: what follows from a mark (`engine`). Rule: one file of one sector per slot, preallocated and overwritten in
-//! place: a full file system cannot stop it, and the start of one slot never wipes what is known of the other.
+//! Not here: what follows from a mark (`engine`). Rule: one file per slot with a sector for each of the last starts,
+//! preallocated and overwritten in place: a full file system cannot stop it, the start of one slot never wipes what is
+//! known of the other, and a trial's starts are all told apart (one sector for all would hide that three starts died
+//! alike, which is what makes a crash of what could have been a power cut).
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, Read};
@@ -10,8 +12,10 @@ use std::path::{Path, PathBuf};
 
 use switchback_partitions::slot::Slot;
 
-/// Length of a mark's file in bytes: one sector, written with one call.
+/// Length of a mark in bytes: one sector, written with one call.
 pub const MARK_BYTES: usize = 512;
+/// Starts that are kept: more than a trial can have (nine).
+const MARKS_MAX: usize = 12;
 
 const MAGIC: &str = "switchback-stage 1";
 
@@ -72,15 +76,20 @@ impl Mark {
         state_dir.join(format!("stage-{slot}"))
     }
 
-    /// Overwrites the slot's mark in place; returns when it is on the medium. The folder must exist.
+    /// Overwrites this start's mark in place; returns when it is on the medium. The folder must exist.
     pub fn write(&self, state_dir: &Path) -> io::Result<()> {
         let path = Mark::path(state_dir, self.slot);
-        let (file, created) = match OpenOptions::new().write(true).open(&path) {
+        let (file, created) = match OpenOptions::new().read(true).write(true).open(&path) {
             Ok(file) => (file, false),
-            Err(error) if error.kind() == io::ErrorKind::NotFound => (File::create_new(&path)?, true),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                let file = File::create_new(&path)?;
+                file.write_all_at(&[b' '; MARK_BYTES * MARKS_MAX], 0)?;
+                (file, true)
+            }
             Err(error) => return Err(error),
         };
-        file.write_all_at(&self.encode()?, 0)?;
+        let sectors = if created { Vec::new() } else { sectors(state_dir, self.slot)? };
+        file.write_all_at(&self.encode()?, (MARK_BYTES * place(&sectors, &self.boot_id)) as u64)?;
         file.sync_all()?;
         if created {
             File::open(state_dir)?.sync_all()?;
@@ -88,15 +97,21 @@ impl Mark {
         Ok(())
     }
 
-    /// The last mark of a slot; `None` when there is none or when it is torn, which is the same: nothing is known.
-    pub fn read(state_dir: &Path, slot: Slot) -> io::Result<Option<Mark>> {
-        let mut bytes = Vec::with_capacity(MARK_BYTES);
-        match File::open(Mark::path(state_dir, slot)) {
-            Ok(file) => file.take(MARK_BYTES as u64).read_to_end(&mut bytes)?,
-            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
-            Err(error) => return Err(error),
-        };
-        Ok(Mark::decode(&bytes).filter(|mark| mark.slot == slot))
+    /// The marks of a slot's last starts. A torn one is left out: of that start nothing is known.
+    pub fn read_all(state_dir: &Path, slot: Slot) -> io::Result<Vec<Mark>> {
+        Ok(sectors(state_dir, slot)?.into_iter().flatten().collect())
+    }
+
+    /// Forgets a slot's starts; durable on return. Before a trial: marks of an earlier one are no evidence about it.
+    pub fn forget(state_dir: &Path, slot: Slot) -> io::Result<()> {
+        match OpenOptions::new().write(true).open(Mark::path(state_dir, slot)) {
+            Ok(file) => {
+                file.write_all_at(&[b' '; MARK_BYTES * MARKS_MAX], 0)?;
+                file.sync_all()
+            }
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+            Err(error) => Err(error),
+        }
     }
 
     /// The file's bytes: four lines, a checksum line, blanks to the end of the sector.
@@ -133,6 +148,26 @@ impl Mark {
         let stage = Stage::ALL.into_iter().find(|stage| stage.name() == name)?;
         Some(Mark { slot, boot_id, root_hash, stage })
     }
+}
+
+/// Each sector of a slot's file: a mark, or `None` where nothing readable lies.
+fn sectors(state_dir: &Path, slot: Slot) -> io::Result<Vec<Option<Mark>>> {
+    let mut bytes = Vec::new();
+    match File::open(Mark::path(state_dir, slot)) {
+        Ok(file) => file.take((MARK_BYTES * MARKS_MAX) as u64).read_to_end(&mut bytes)?,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+        Err(error) => return Err(error),
+    };
+    let marks = bytes.chunks(MARK_BYTES).map(|sector| Mark::decode(sector).filter(|mark| mark.slot == slot));
+    Ok(marks.collect())
+}
+
+/// The sector for a start: its own, else the first free one, else the last: the starts of a slot that is confirmed go on
+/// for ever and are evidence of nothing.
+fn place(sectors: &[Option<Mark>], boot_id: &str) -> usize {
+    let own = sectors.iter().position(|mark| mark.as_ref().is_some_and(|mark| mark.boot_id == boot_id));
+    let free = || sectors.iter().position(Option::is_none).unwrap_or(sectors.len());
+    own.unwrap_or_else(free).min(MARKS_MAX - 1)
 }
 
 #[cfg(test)]
@@ -173,23 +208,44 @@ mod tests {
         }
     }
 
+    fn stages(dir: &Path, slot: Slot) -> Vec<Stage> {
+        Mark::read_all(dir, slot).unwrap().into_iter().map(|mark| mark.stage).collect()
+    }
+
     #[test]
-    fn the_start_of_one_slot_leaves_the_mark_of_the_other() {
+    fn each_start_keeps_its_furthest_mark_and_the_other_slot_keeps_its_own() {
         let dir = tempfile::tempdir().unwrap();
         mark(Slot::B, Stage::RootMounted).write(dir.path()).unwrap();
-        mark(Slot::A, Stage::Initramfs).write(dir.path()).unwrap();
-        mark(Slot::A, Stage::Judged).write(dir.path()).unwrap();
-        assert_eq!(Mark::read(dir.path(), Slot::B).unwrap().unwrap().stage, Stage::RootMounted);
-        assert_eq!(Mark::read(dir.path(), Slot::A).unwrap().unwrap().stage, Stage::Judged);
-        assert_eq!(std::fs::metadata(Mark::path(dir.path(), Slot::A)).unwrap().len(), MARK_BYTES as u64);
+        for (boot_id, stage) in [("1", Stage::Initramfs), ("1", Stage::RootMounted), ("2", Stage::Initramfs)]
+        {
+            Mark { boot_id: boot_id.into(), ..mark(Slot::A, stage) }.write(dir.path()).unwrap();
+        }
+        assert_eq!(stages(dir.path(), Slot::A), [Stage::RootMounted, Stage::Initramfs]);
+        assert_eq!(stages(dir.path(), Slot::B), [Stage::RootMounted]);
+        Mark::forget(dir.path(), Slot::A).unwrap();
+        assert_eq!(stages(dir.path(), Slot::A), []);
+        assert_eq!(stages(dir.path(), Slot::B), [Stage::RootMounted]);
+    }
+
+    #[test]
+    fn the_file_never_grows_whatever_the_number_of_starts() {
+        let dir = tempfile::tempdir().unwrap();
+        for start in 0..40 {
+            Mark { boot_id: start.to_string(), ..mark(Slot::A, Stage::Judged) }.write(dir.path()).unwrap();
+        }
+        assert_eq!(stages(dir.path(), Slot::A).len(), MARKS_MAX);
+        let bytes = std::fs::metadata(Mark::path(dir.path(), Slot::A)).unwrap().len();
+        assert_eq!(bytes, (MARK_BYTES * MARKS_MAX) as u64);
     }
 
     #[test]
     fn no_file_and_a_torn_file_both_mean_that_nothing_is_known() {
         let dir = tempfile::tempdir().unwrap();
-        assert_eq!(Mark::read(dir.path(), Slot::A).unwrap(), None);
+        assert_eq!(stages(dir.path(), Slot::A), []);
         std::fs::write(Mark::path(dir.path(), Slot::A), [0; MARK_BYTES]).unwrap();
-        assert_eq!(Mark::read(dir.path(), Slot::A).unwrap(), None);
+        assert_eq!(stages(dir.path(), Slot::A), []);
+        mark(Slot::A, Stage::Initramfs).write(dir.path()).unwrap();
+        assert_eq!(stages(dir.path(), Slot::A), [Stage::Initramfs]);
     }
 
     #[test]

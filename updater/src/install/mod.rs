@@ -1,1 +1,239 @@
-//! From verified release to verified slot.
+//! From a verified release to a slot that may be armed: cleared, written, proven.
+//!
+//! Not here: whether to install (`lifecycle`), what a signature is worth (`trust`). Rule: the typestate is the order of
+//! `architecture.md`: only an [`Install<Proven>`] can be armed, and `Proven` is made by reading everything back, never
+//! from a stored flag. After a restart it is earned again.
+
+mod boot_files;
+mod error;
+mod journal;
+mod pipeline;
+mod preflight;
+mod release;
+mod watched;
+
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use switchback_bootloader::record::{BootFile, BootFiles, Bootloader};
+use switchback_partitions::inactive_slot::InactiveSlot;
+use switchback_partitions::verity::{self, RootHash, TreeWriter, VerityParams};
+
+pub use self::error::{InstallError, registry_reason, trust_reason};
+pub use self::pipeline::Traffic;
+pub use self::preflight::{Offer, preflight};
+pub use self::release::{PASSPORT, Passport, Release, ReleaseName};
+use crate::image::config::VerityInfo;
+use crate::image::index::Index;
+use crate::progress::{Phase, Progress};
+use crate::registry::Registry;
+
+/// The slot's old entry, boot files and passport are gone: nothing half-written can be started.
+#[derive(Debug)]
+pub struct Cleared(());
+/// Slot, hash tree, boot files and passport are written and flushed, but unproven.
+#[derive(Debug)]
+pub struct Written(());
+/// All of it was read back from the medium and verified.
+#[derive(Debug)]
+pub struct Proven(());
+
+/// Where an install goes.
+pub struct Target {
+    /// The slot that does not run, on a machine whose running slot is confirmed.
+    pub slot: InactiveSlot,
+    /// The machine's bootloader.
+    pub bootloader: Arc<dyn Bootloader>,
+    /// Folder of journal and downloads.
+    pub state_dir: PathBuf,
+}
+
+/// One install, at the stage `S`.
+pub struct Install<S> {
+    release: Release,
+    target: Target,
+    traffic: Traffic,
+    _stage: S,
+}
+
+impl Install<Cleared> {
+    /// Step 1: the slot's entry goes, then its boot files and passport; flushed. From here the old fallback is given up.
+    /// The partitions are marked half-written and get the identity (PARTUUIDs) of the content to come.
+    pub fn clear(release: Release, target: Target) -> Result<Install<Cleared>, InstallError> {
+        target.bootloader.forget(target.slot.slot())?;
+        let install = Install { release, target, traffic: Traffic::default(), _stage: Cleared(()) };
+        for layer in &install.release.manifest.slots {
+            let root = RootHash(install.verity(&layer.name)?.root);
+            install.target.slot.mark_partial(Some(&root)).map_err(InstallError::slot)?;
+        }
+        Ok(install)
+    }
+
+    /// Step 2: slot partitions with their hash trees, then boot files and passport; flushed.
+    pub fn write(
+        mut self,
+        registry: &dyn Registry,
+        indexes: &[Index],
+        runtime: &tokio::runtime::Handle,
+        progress: &dyn Progress,
+    ) -> Result<Install<Written>, InstallError> {
+        let slot = self.target.slot.slot();
+        let journal = journal::Journal::open(&self.target.state_dir, self.release.digest, slot)?;
+        let mut traffic = Traffic::default();
+        for (layer, index) in self.release.manifest.slots.iter().zip(indexes) {
+            let info = self.verity(&layer.name)?.clone();
+            let mut tree = TreeWriter::new(verity_params(&info), self.target.slot.verity())
+                .map_err(InstallError::tree)?;
+            let job = pipeline::SlotJob {
+                registry,
+                blob: &layer.blob,
+                index,
+                device: self.target.slot.root(),
+                journal: &journal,
+                progress,
+            };
+            traffic.add(job.run(runtime, &mut tree)?);
+            let found = tree.finish().map_err(InstallError::tree)?;
+            self.target.slot.verity().flush().map_err(InstallError::writing_slot)?;
+            if found.0 != info.root {
+                return Err(InstallError::RootHash {
+                    expected: hex::encode(info.root),
+                    found: hex::encode(found.0),
+                });
+            }
+        }
+        self.traffic = traffic;
+        self.write_boot_files(registry, runtime, progress)?;
+        journal.finish()?;
+        Ok(self.at(Written(())))
+    }
+
+    fn write_boot_files(
+        &mut self,
+        registry: &dyn Registry,
+        runtime: &tokio::runtime::Handle,
+        progress: &dyn Progress,
+    ) -> Result<(), InstallError> {
+        let layers = &self.release.manifest.boot;
+        progress.begin(Phase::Boot, layers.iter().map(|layer| layer.blob.size).sum());
+        let mut files = Vec::new();
+        for layer in layers {
+            let (file, fetched) =
+                runtime.block_on(boot_files::fetch(registry, layer, &self.target.state_dir, progress))?;
+            self.traffic.fetched += fetched;
+            files.push(file);
+        }
+        self.target.bootloader.prepare(self.target.slot.slot(), &boot_set(&self.release, files))?;
+        boot_files::tidy(layers, &self.target.state_dir);
+        progress.end();
+        Ok(())
+    }
+}
+
+impl Install<Written> {
+    /// A release that already lies in the slot, by its passport: nothing was fetched or written, everything is to be
+    /// proven all the same.
+    pub fn present(release: Release, target: Target) -> Install<Written> {
+        Install { release, target, traffic: Traffic::default(), _stage: Written(()) }
+    }
+
+    /// Step 3: caches dropped, all of it read back; data against the hash tree, the tree against the signed root hash,
+    /// boot files and passport against their digests.
+    pub fn prove(self, progress: &dyn Progress) -> Result<Install<Proven>, InstallError> {
+        let bytes = self
+            .release
+            .manifest
+            .slots
+            .iter()
+            .map(|layer| self.release.slot_bytes(&layer.name))
+            .sum::<Result<u64, _>>()?;
+        progress.begin(Phase::Prove, bytes);
+        let (root, tree) = (self.target.slot.root(), self.target.slot.verity());
+        for device in [&root, &tree] {
+            device.drop_caches().map_err(InstallError::reading_slot)?;
+        }
+        for layer in &self.release.manifest.slots {
+            let info = self.verity(&layer.name)?;
+            let watched = watched::Watched { device: &*root, progress };
+            verity::verify(&watched, &*tree, &RootHash(info.root)).map_err(|source| {
+                match progress.stopped() {
+                    true => InstallError::Interrupted,
+                    false => InstallError::read_back(source),
+                }
+            })?;
+        }
+        let files = self.release.manifest.boot.iter().map(|layer| BootFile {
+            kind: layer.kind,
+            source: PathBuf::new(),
+            sha256: *layer.blob.digest.raw(),
+            bytes: layer.blob.size,
+        });
+        let expected = boot_set(&self.release, files.collect());
+        self.target.bootloader.verify(self.target.slot.slot(), &expected)?;
+        self.target.slot.mark_whole().map_err(InstallError::slot)?;
+        progress.end();
+        Ok(self.at(Proven(())))
+    }
+}
+
+impl Install<Proven> {
+    /// Step 4, the commit point: one boot-record write. `tries` starts are granted.
+    pub fn arm(self, tries: u8) -> Result<Traffic, InstallError> {
+        let bootloader = &self.target.bootloader;
+        let state = bootloader.read()?.arm(self.target.slot.slot(), tries);
+        bootloader.write(&state)?;
+        Ok(self.traffic)
+    }
+
+    /// What it cost, when arming is left for later.
+    pub fn traffic(&self) -> Traffic {
+        self.traffic
+    }
+}
+
+impl<S> Install<S> {
+    fn at<T>(self, stage: T) -> Install<T> {
+        Install { release: self.release, target: self.target, traffic: self.traffic, _stage: stage }
+    }
+
+    fn verity(&self, name: &str) -> Result<&VerityInfo, InstallError> {
+        let slot = self.release.config.slots.iter().find(|slot| slot.name == name);
+        slot.and_then(|slot| slot.verity.as_ref())
+            .ok_or_else(|| InstallError::NoSuchSlot { name: name.to_string() })
+    }
+}
+
+/// What the slot's folder on the boot partition holds for this release.
+fn boot_set(release: &Release, files: Vec<BootFile>) -> BootFiles {
+    let config = &release.config;
+    BootFiles {
+        files,
+        cmdline: config.cmdline.clone(),
+        title: format!("{} {}", config.name, config.version),
+        passport: release.passport.documents(),
+    }
+}
+
+/// The hash tree's parameters, from the signed config.
+pub(crate) fn verity_params(info: &VerityInfo) -> VerityParams {
+    VerityParams {
+        salt: info.salt.clone(),
+        uuid: info.uuid,
+        data_block_bytes: info.data_block_bytes,
+        hash_block_bytes: info.hash_block_bytes,
+        data_blocks: info.data_blocks,
+    }
+}
+
+/// What writing `release` to an empty slot costs at most, without touching anything.
+pub fn plan(release: &Release, indexes: &[Index]) -> Traffic {
+    let mut traffic = Traffic::default();
+    for index in indexes {
+        traffic.add(pipeline::cost(index));
+    }
+    for layer in &release.manifest.boot {
+        traffic.fetched += layer.blob.size;
+        traffic.requests += 1;
+    }
+    traffic
+}

@@ -1,1 +1,0 @@
-//! After each boot: observe, health-check, confirm or return.

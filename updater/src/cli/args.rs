@@ -1,0 +1,388 @@
+//! The command line's grammar and its help texts.
+//!
+//! Not here: what the verbs do (`engine`, `publish`), how answers look (`render`). Rule: help says what a verb
+//! changes, what it leaves alone and what to do next.
+
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+
+/// Atomic A/B upgrades with a way back.
+#[derive(Debug, Parser)]
+#[command(
+    name = "switchback",
+    version,
+    about = "Atomic A/B operating system upgrades with a way back",
+    long_about = "Switchback writes a signed operating system image to the slot that does not run, proves what it \
+                  wrote, changes one boot entry, health-checks after the reboot and returns by itself when the \
+                  machine is not well. The running slot is never written.",
+    after_help = "Exit codes: 0 done or nothing to do; 2 changed (only with --detailed-exitcode); 64 usage; 10 and \
+                  above by reason (see the book, \"Reasons\").\n\nStart with: switchback status"
+)]
+pub struct Cli {
+    /// Configuration file; `config.d/*.toml` beside it is read too
+    #[arg(long, global = true, value_name = "FILE", default_value = "/etc/switchback/config.toml")]
+    pub config: PathBuf,
+    /// Print one JSON document instead of sentences (progress becomes JSON lines on standard error)
+    #[arg(long, global = true)]
+    pub json: bool,
+    /// Exit with 2 instead of 0 when something was changed
+    #[arg(long, global = true)]
+    pub detailed_exitcode: bool,
+    /// Say more on standard error (twice: much more)
+    #[arg(short, long, global = true, action = clap::ArgAction::Count)]
+    pub verbose: u8,
+    /// The verb.
+    #[command(subcommand)]
+    pub verb: Verb,
+}
+
+/// The verbs.
+#[derive(Debug, Subcommand)]
+pub enum Verb {
+    /// What runs, what the other slot holds, what happens next and what blocks it
+    Status,
+    /// Ask the source whether there is a release to move to; changes nothing
+    Check(SourceArgs),
+    /// Write a release to the slot that does not run, prove it and arm it
+    #[command(
+        after_help = "The running slot, its boot files and its entry are never written. A bad release comes back by \
+                            itself: after the reboot `switchback boot-check` confirms or returns. Ctrl-C leaves \
+                            everything resumable: run the same command again.\n\nExamples:\n  switchback update \
+                            --dry-run\n  switchback update --reboot\n  switchback update --to 1.2"
+    )]
+    Update(UpdateArgs),
+    /// Go back to the release in the other slot (a trial like any other; nothing is fetched)
+    #[command(
+        after_help = "The release that is left is held: unattended updates do not move to it again until `switchback \
+                            update --to` names it or a newer release appears."
+    )]
+    Rollback(RollbackArgs),
+    /// What happened: updates, confirmations, returns and their reasons; newest last
+    History {
+        /// Show only the last N entries
+        #[arg(long, short = 'n', default_value_t = 20, value_name = "N")]
+        limit: usize,
+    },
+    /// Run the health checks now and list every failure; changes nothing
+    Health,
+    /// After each boot: observe, health-check, confirm or return (called by the system, not by people)
+    BootCheck {
+        /// Decide and say, but leave the reboot of a return to the caller
+        #[arg(long)]
+        no_reboot: bool,
+    },
+    /// Make a blank disk or image file bootable from a release
+    #[command(
+        after_help = "Every size is checked before the first byte is written. Slot A is filled and confirmed, slot B is \
+                            empty.\n\nExample:\n  switchback provision disk.img --size 2G --release oci:./images:1.0 \
+                            --trust os.pub"
+    )]
+    Provision(ProvisionArgs),
+    /// The author's side: build, push, sign and inspect images
+    #[cfg(feature = "author")]
+    #[command(subcommand)]
+    Image(ImageVerb),
+    /// Become PID 1 of an initramfs: find the slot, open dm-verity, switch root (started by the kernel)
+    #[command(hide = true)]
+    Init(InitArgs),
+}
+
+/// Where a release is looked for.
+#[derive(Debug, Clone, Args)]
+pub struct SourceArgs {
+    /// A tag, a digest (`@sha256:…`) or a whole reference (`host/repo:tag`, `oci:FOLDER:tag`); default: the configured source
+    #[arg(long, value_name = "RELEASE")]
+    pub to: Option<String>,
+}
+
+/// Options of `update`.
+#[derive(Debug, Args)]
+pub struct UpdateArgs {
+    /// Where to look.
+    #[command(flatten)]
+    pub source: SourceArgs,
+    /// Say what would be fetched and written; change nothing
+    #[arg(long)]
+    pub dry_run: bool,
+    /// Stop when the slot is written and proven; do not arm it
+    #[arg(long, conflicts_with = "reboot")]
+    pub stage: bool,
+    /// Reboot into the trial as soon as it is armed
+    #[arg(long)]
+    pub reboot: bool,
+}
+
+/// Options of `rollback`.
+#[derive(Debug, Args)]
+pub struct RollbackArgs {
+    /// Say what would happen; change nothing
+    #[arg(long)]
+    pub dry_run: bool,
+    /// Allow a release whose security version is below the floor
+    #[arg(long)]
+    pub below_floor: bool,
+    /// Reboot into the trial as soon as it is armed
+    #[arg(long)]
+    pub reboot: bool,
+}
+
+/// Options of `provision`.
+#[derive(Debug, Args)]
+pub struct ProvisionArgs {
+    /// Whole disk (`/dev/vda`) or image file; a file that does not exist is created with --size
+    pub target: PathBuf,
+    /// The release for slot A: `oci:FOLDER:tag`, `host/repo:tag` or `…@sha256:…`
+    #[arg(long, value_name = "RELEASE")]
+    pub release: String,
+    /// Public key (PEM) the release must be signed with; may be given several times
+    #[arg(long, value_name = "FILE", required = true)]
+    pub trust: Vec<PathBuf>,
+    /// How many distinct keys must have signed
+    #[arg(long, default_value_t = 1)]
+    pub threshold: usize,
+    /// Size of a new image file, e.g. `2G`
+    #[arg(long, value_name = "SIZE")]
+    pub size: Option<ByteSize>,
+    /// Size of each root slot; default: a quarter of the disk, at most 8 GiB
+    #[arg(long, value_name = "SIZE")]
+    pub slot_size: Option<ByteSize>,
+    /// Size of the EFI system partition; default: 128 MiB, or more when the boot files need it
+    #[arg(long, value_name = "SIZE")]
+    pub esp_size: Option<ByteSize>,
+    /// Size of the state partition; default: 64 MiB, or more when the boot files need it
+    #[arg(long, value_name = "SIZE")]
+    pub state_size: Option<ByteSize>,
+    /// Logical sector size of a new image file in bytes: 512 or 4096
+    #[arg(long, default_value_t = 512)]
+    pub sector_size: u32,
+    /// The systemd-boot binary for the ESP
+    #[arg(long, value_name = "FILE", default_value = "/usr/lib/systemd/boot/efi/systemd-bootx64.efi")]
+    pub loader: PathBuf,
+    /// Registries that may be asked over plain HTTP, as `host:port`
+    #[arg(long, value_name = "HOST:PORT")]
+    pub plain_http: Vec<String>,
+    /// Overwrite a disk that already holds a partition table
+    #[arg(long)]
+    pub force: bool,
+    /// Print the plan; change nothing
+    #[arg(long)]
+    pub dry_run: bool,
+}
+
+/// Options of `init`.
+#[derive(Debug, Args)]
+pub struct InitArgs {
+    /// Hold the watchdog until the boot is confirmed or its deadline passed
+    #[arg(long)]
+    pub keep_watchdog: bool,
+}
+
+/// The author's verbs.
+#[cfg(feature = "author")]
+#[derive(Debug, Subcommand)]
+pub enum ImageVerb {
+    /// Turn a root folder or partition image, and a kernel or UKI, into a release in an OCI layout folder
+    #[command(
+        after_help = "Examples:\n  switchback image build --root ./root --kernel vmlinuz --modules-dir lib/modules/6.1 \
+                            --product example --name example-os --version 1.1 --output oci:./images:1.1\n  switchback \
+                            image build --partition root=root.img --uki os.efi --product example --name example-os \
+                            --version 1.1 --output oci:./images:1.1"
+    )]
+    Build(Box<BuildArgs>),
+    /// Copy a release between registries and OCI layout folders; what is there already is not sent
+    Push(PushArgs),
+    /// Sign a release's digest with a private key (or use `cosign sign`)
+    Sign(SignArgs),
+    /// Show what a release is made of and who signed it
+    Inspect(InspectArgs),
+    /// Make a key pair for signing releases
+    Keygen {
+        /// Writes PREFIX.key (private, mode 0600) and PREFIX.pub
+        prefix: PathBuf,
+        /// Kind of key
+        #[arg(long, value_enum, default_value_t = KeyKind::P256)]
+        kind: KeyKind,
+    },
+}
+
+/// Kinds of signing key.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum KeyKind {
+    /// ECDSA on P-256
+    P256,
+    /// Ed25519
+    Ed25519,
+}
+
+/// Options of `image build`.
+#[cfg(feature = "author")]
+#[derive(Debug, Args)]
+pub struct BuildArgs {
+    /// Root folder that becomes a reproducible EROFS image
+    #[arg(long, value_name = "FOLDER", conflicts_with = "partition", required_unless_present = "partition")]
+    pub root: Option<PathBuf>,
+    /// A finished partition image, as `root=FILE`
+    #[arg(long, value_name = "NAME=FILE")]
+    pub partition: Option<String>,
+    /// Unified kernel image; its command line must carry the root hash
+    #[arg(long, value_name = "FILE", conflicts_with = "kernel", required_unless_present = "kernel")]
+    pub uki: Option<PathBuf>,
+    /// Kernel
+    #[arg(long, value_name = "FILE")]
+    pub kernel: Option<PathBuf>,
+    /// Initial RAM file system; default: one with `switchback init` is packed
+    #[arg(long, value_name = "FILE", requires = "kernel")]
+    pub initrd: Option<PathBuf>,
+    /// Device tree
+    #[arg(long, value_name = "FILE", requires = "kernel")]
+    pub devicetree: Option<PathBuf>,
+    /// The static switchback binary packed as /init; default: this program when it is static
+    #[arg(long, value_name = "FILE")]
+    pub init_binary: Option<PathBuf>,
+    /// Folder of kernel modules, `…/lib/modules/VERSION`
+    #[arg(long, value_name = "FOLDER")]
+    pub modules_dir: Option<PathBuf>,
+    /// A module the initramfs loads besides the default ones; may be given several times
+    #[arg(long = "module", value_name = "NAME [PARAMETERS]", allow_hyphen_values = true)]
+    pub modules: Vec<String>,
+    /// Words added to the kernel command line
+    #[arg(long, default_value = "", allow_hyphen_values = true, conflicts_with = "uki")]
+    pub cmdline: String,
+    /// Product the image is for; a machine takes only its own
+    #[arg(long)]
+    pub product: String,
+    /// Name of the operating system
+    #[arg(long)]
+    pub name: String,
+    /// Version
+    #[arg(long)]
+    pub version: String,
+    /// Number that rises when older releases must no longer be installed
+    #[arg(long, default_value_t = 0)]
+    pub security_version: u64,
+    /// Hardware the image fits; may be given several times; default: any
+    #[arg(long)]
+    pub compatible: Vec<String>,
+    /// Memory the image needs
+    #[arg(long, value_name = "SIZE", default_value = "0")]
+    pub ram: ByteSize,
+    /// dm-verity's salt as hex digits; default: from the contents
+    #[arg(long, value_name = "HEX")]
+    pub verity_salt: Option<String>,
+    /// Compression level of the chunks, 1 to 19
+    #[arg(long, default_value_t = 19, value_parser = clap::value_parser!(i32).range(1..=19))]
+    pub level: i32,
+    /// Accept a root without the updater's contract file
+    #[arg(long)]
+    pub foreign: bool,
+    /// Where the release goes: `oci:FOLDER[:TAG]`; the tag defaults to the version
+    #[arg(long, value_name = "oci:FOLDER")]
+    pub output: String,
+}
+
+/// How a registry is reached.
+#[derive(Debug, Clone, Args)]
+pub struct RegistryArgs {
+    /// Registries that may be asked over plain HTTP, as `host:port`
+    #[arg(long, value_name = "HOST:PORT")]
+    pub plain_http: Vec<String>,
+    /// Certificates (PEM) to trust for TLS
+    #[arg(long, value_name = "FILE")]
+    pub ca_file: Option<PathBuf>,
+    /// Credentials in Docker's format; default: where docker and podman keep theirs
+    #[arg(long, value_name = "FILE")]
+    pub auth_file: Option<PathBuf>,
+}
+
+/// Options of `image push`.
+#[cfg(feature = "author")]
+#[derive(Debug, Args)]
+pub struct PushArgs {
+    /// The release to copy
+    pub from: String,
+    /// Where to: `host/repo` or `oci:FOLDER`
+    pub to: String,
+    /// Tags at the destination besides its own; may be given several times
+    #[arg(long = "tag", value_name = "TAG")]
+    pub tags: Vec<String>,
+    /// Copy the signatures too
+    #[arg(long)]
+    pub with_signatures: bool,
+    /// How the registries are reached.
+    #[command(flatten)]
+    pub registry: RegistryArgs,
+}
+
+/// Options of `image sign`.
+#[cfg(feature = "author")]
+#[derive(Debug, Args)]
+pub struct SignArgs {
+    /// The release to sign
+    pub release: String,
+    /// Private key (PEM, PKCS#8)
+    #[arg(long, value_name = "FILE")]
+    pub key: PathBuf,
+    /// Write cosign 2's `.sig` tag instead of a sigstore bundle
+    #[arg(long)]
+    pub legacy: bool,
+    /// How the registry is reached.
+    #[command(flatten)]
+    pub registry: RegistryArgs,
+}
+
+/// Options of `image inspect`.
+#[cfg(feature = "author")]
+#[derive(Debug, Args)]
+pub struct InspectArgs {
+    /// The release to show
+    pub release: String,
+    /// How the registry is reached.
+    #[command(flatten)]
+    pub registry: RegistryArgs,
+}
+
+/// A size typed by a person: a number with an optional K, M, G or T (powers of 1024).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct ByteSize(pub u64);
+
+impl std::str::FromStr for ByteSize {
+    type Err = String;
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        let wrong =
+            || format!("`{text}` is no size: a number of bytes, or one with K, M, G or T, such as 512M");
+        let trimmed = text.trim().trim_end_matches("iB").trim_end_matches('B');
+        let (digits, shift) = match trimmed.chars().last().map(|c| c.to_ascii_uppercase()) {
+            Some('K') => (&trimmed[..trimmed.len() - 1], 10),
+            Some('M') => (&trimmed[..trimmed.len() - 1], 20),
+            Some('G') => (&trimmed[..trimmed.len() - 1], 30),
+            Some('T') => (&trimmed[..trimmed.len() - 1], 40),
+            _ => (trimmed, 0),
+        };
+        let number: u64 = digits.parse().map_err(|_| wrong())?;
+        number.checked_mul(1 << shift).map(ByteSize).ok_or_else(wrong)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory as _;
+
+    #[test]
+    fn the_grammar_is_sound() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn sizes_are_read_as_people_write_them() {
+        for (text, bytes) in
+            [("0", 0), ("512", 512), ("4K", 4096), ("2G", 2 << 30), ("512MiB", 512 << 20), ("1T", 1 << 40)]
+        {
+            assert_eq!(text.parse(), Ok(ByteSize(bytes)), "{text}");
+        }
+        for text in ["", "G", "-1", "1.5G", "99999999999T"] {
+            assert!(text.parse::<ByteSize>().is_err(), "{text}");
+        }
+    }
+}

@@ -1,0 +1,309 @@
+//! `image`: the author's verbs, from typed text to `publish` and back to text.
+//!
+//! Not here: how a release is made, signed or copied (`publish`). Rule: one digest is printed at the end of each verb,
+//! alone on its line with `--json` beside it, for scripts to go on with.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use super::Output;
+use super::args::{BuildArgs, ImageVerb, InspectArgs, KeyKind, PushArgs, RegistryArgs, SignArgs};
+use super::progress::Display;
+use super::render::bytes;
+use crate::digest::Digest;
+use crate::engine::source::{open, resolve};
+use crate::engine::{Failure, chain};
+use crate::host::durable::read_bounded;
+use crate::progress::{Phase, Progress as _};
+use crate::publish::build::{BootSource, BuildRequest, BuildStep, InitrdSource, RootSource, build};
+use crate::publish::initramfs::InitramfsRequest;
+use crate::publish::inspect::{Inspection, inspect};
+use crate::publish::push::{PushEvent, PushOptions, push_release};
+use crate::publish::sign::{self, Form, SigningKey};
+use crate::reason::{Reason, Why};
+use crate::registry::reference::{Reference, Source, Version};
+use crate::registry::{Registry, RegistryAccess};
+
+/// Bound of a private key file in bytes.
+const KEY_BYTES_MAX: u64 = 64 * 1024;
+
+pub(super) fn run(verb: &ImageVerb, progress: &Display) -> Result<Output, Failure> {
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build();
+    let runtime = runtime.map_err(|e| Failure::before(Reason::Internal, e))?;
+    match verb {
+        ImageVerb::Build(args) => runtime.block_on(run_build(args, progress)),
+        ImageVerb::Push(args) => runtime.block_on(run_push(args, progress)),
+        ImageVerb::Sign(args) => runtime.block_on(run_sign(args)),
+        ImageVerb::Inspect(args) => runtime.block_on(run_inspect(args)),
+        ImageVerb::Keygen { prefix, kind } => keygen(prefix, *kind),
+    }
+}
+
+async fn run_build(args: &BuildArgs, progress: &Display) -> Result<Output, Failure> {
+    let output = parse(&args.output)?;
+    let Source::Layout(folder) = &output.source else {
+        return Err(refused(
+            "--output takes a folder, `oci:FOLDER[:TAG]`; send it on with `switchback image push`".into(),
+        ));
+    };
+    let request = BuildRequest {
+        product: args.product.clone(),
+        name: args.name.clone(),
+        version: args.version.clone(),
+        security_version: args.security_version,
+        compatible: args.compatible.clone(),
+        ram_bytes: args.ram.0,
+        root: root(args)?,
+        foreign: args.foreign,
+        boot: boot(args)?,
+        verity_salt: args
+            .verity_salt
+            .as_deref()
+            .map(hex::decode)
+            .transpose()
+            .map_err(|e| refused(e.to_string()))?,
+        level: args.level,
+        output: folder.clone(),
+        tag: output.tag().map(str::to_string),
+    };
+    // The builder's threads report to a plain counter; the display is drawn here, where it may borrow.
+    let (sender, mut steps) = tokio::sync::mpsc::unbounded_channel();
+    let told: crate::publish::build::Progress = Arc::new(move |step| {
+        let _ = sender.send(step);
+    });
+    let work = build(request, told);
+    tokio::pin!(work);
+    let mut shown = Shown::default();
+    let built = loop {
+        tokio::select! {
+            Some(step) = steps.recv() => shown.step(progress, step),
+            built = &mut work => break built.map_err(|e| Failure::before(Reason::NotSupported, e))?,
+        }
+    };
+    shown.end(progress);
+    let text = format!(
+        "{} {} is built: {} of root, {} stored, root hash {}\n{}\n",
+        args.name,
+        args.version,
+        bytes(built.root_bytes),
+        bytes(built.stored_bytes),
+        built.roothash,
+        built.digest
+    );
+    let json = serde_json::json!({
+        "answer": "built", "digest": built.digest, "layout": built.layout, "tag": built.tag, "roothash": built.roothash,
+        "root_bytes": built.root_bytes, "stored_bytes": built.stored_bytes, "cmdline": built.cmdline,
+    });
+    Ok(done(text, json))
+}
+
+/// The chunking of a large root is the only step that takes long enough for a bar.
+#[derive(Default)]
+struct Shown {
+    bar: bool,
+    done: u64,
+}
+
+impl Shown {
+    fn step(&mut self, progress: &Display, step: BuildStep) {
+        match step {
+            BuildStep::Chunks { done, total } => {
+                if !self.bar {
+                    progress.begin(Phase::Chunk, total);
+                    self.bar = true;
+                }
+                progress.advance(done.saturating_sub(self.done));
+                self.done = done;
+            }
+            _ => self.end(progress),
+        }
+    }
+
+    fn end(&mut self, progress: &Display) {
+        if std::mem::take(&mut self.bar) {
+            progress.end();
+        }
+    }
+}
+
+fn root(args: &BuildArgs) -> Result<RootSource, Failure> {
+    match (&args.root, &args.partition) {
+        (Some(folder), _) => Ok(RootSource::Folder(folder.clone())),
+        (None, Some(partition)) => match partition.split_once('=') {
+            Some(("root", file)) => Ok(RootSource::Partition(PathBuf::from(file))),
+            _ => Err(refused(format!("--partition takes `root=FILE`, not `{partition}`"))),
+        },
+        (None, None) => Err(refused("a release needs --root FOLDER or --partition root=FILE".into())),
+    }
+}
+
+fn boot(args: &BuildArgs) -> Result<BootSource, Failure> {
+    match (&args.uki, &args.kernel) {
+        (Some(uki), _) => Ok(BootSource::Uki(uki.clone())),
+        (None, Some(kernel)) => Ok(BootSource::Kernel {
+            kernel: kernel.clone(),
+            initrd: match &args.initrd {
+                Some(file) => InitrdSource::File(file.clone()),
+                None => InitrdSource::Packed(InitramfsRequest {
+                    init_binary: args.init_binary.clone(),
+                    modules_dir: args.modules_dir.clone(),
+                    extra_modules: args.modules.clone(),
+                }),
+            },
+            devicetree: args.devicetree.clone(),
+            cmdline: args.cmdline.clone(),
+        }),
+        (None, None) => Err(refused("a release needs --uki FILE or --kernel FILE".into())),
+    }
+}
+
+async fn run_push(args: &PushArgs, progress: &Display) -> Result<Output, Failure> {
+    let (from_reference, to_reference) = (parse(&args.from)?, parse(&args.to)?);
+    let access = access(&args.registry);
+    let (from, to) = (open(&from_reference, &access)?, open(&to_reference, &access)?);
+    let digest = resolve(&*from, &from_reference).await?;
+    // Its own tag first: the one written at the destination, else the one it had at its source.
+    let own = to_reference.tag().or(from_reference.tag()).map(str::to_string);
+    let mut tags: Vec<Option<String>> = own.into_iter().chain(args.tags.iter().cloned()).map(Some).collect();
+    if tags.is_empty() {
+        tags.push(None);
+    }
+    let mut sent = (0, 0, 0);
+    for tag in tags {
+        let begun = AtomicBool::new(false);
+        let told = |event: PushEvent<'_>| match event {
+            PushEvent::Begin { bytes } => {
+                begun.store(true, Ordering::Relaxed);
+                progress.begin(Phase::Push, bytes);
+            }
+            PushEvent::Bytes(bytes) => progress.advance(bytes),
+            PushEvent::Blob { .. } => {}
+        };
+        let options = PushOptions { tag, with_signatures: args.with_signatures };
+        let pushed = push_release(&*from, &digest, &*to, &options, &told).await;
+        if begun.load(Ordering::Relaxed) {
+            progress.end();
+        }
+        let pushed = pushed.map_err(|e| Failure::before(Reason::RegistryBroken, e))?;
+        sent = (sent.0 + pushed.blobs_sent, sent.1 + pushed.bytes_sent, sent.2 + pushed.attached);
+    }
+    let text = format!(
+        "{} is at {}: {} sent in {} blobs, {} attached\n{digest}\n",
+        args.from,
+        to.place(),
+        bytes(sent.1),
+        sent.0,
+        sent.2
+    );
+    let json = serde_json::json!({
+        "answer": "pushed", "digest": digest, "place": to.place(), "blobs_sent": sent.0, "bytes_sent": sent.1,
+        "attached": sent.2,
+    });
+    Ok(done(text, json))
+}
+
+async fn run_sign(args: &SignArgs) -> Result<Output, Failure> {
+    let (registry, digest) = found(&args.release, &args.registry).await?;
+    let pem = read_bounded(&args.key, KEY_BYTES_MAX).ok().flatten();
+    let pem = pem.ok_or_else(|| refused(format!("the key {} cannot be read", args.key.display())))?;
+    let failed = |e: sign::SignError| Failure::before(Reason::NotSupported, e);
+    let key = SigningKey::from_pem(&pem).map_err(failed)?;
+    let form = if args.legacy { Form::SimpleSigning } else { Form::Bundle };
+    sign::sign(&*registry, &digest, &key, form).await.map_err(failed)?;
+    let id = key.public_key().map_err(failed)?.id();
+    let text = format!("{} is signed by key {id}\n{digest}\n", args.release);
+    Ok(done(text, serde_json::json!({ "answer": "signed", "digest": digest, "key": id.to_string() })))
+}
+
+async fn run_inspect(args: &InspectArgs) -> Result<Output, Failure> {
+    let (registry, digest) = found(&args.release, &args.registry).await?;
+    let inspection =
+        inspect(&*registry, &digest).await.map_err(|e| Failure::before(Reason::FormatRefused, e))?;
+    let json = serde_json::to_value(&inspection).unwrap_or_default();
+    Ok(Output { text: describe(&inspection), json, changed: false, reason: None })
+}
+
+fn describe(found: &Inspection) -> String {
+    let mut out = format!("{} {} at {}\n{}\n", found.name, found.version, found.place, found.digest);
+    out.push_str(&format!("  product            {} ({:?})\n", found.product, found.kind).to_lowercase());
+    out.push_str(&format!("  security version   {}\n", found.security_version));
+    let compatible =
+        if found.compatible.is_empty() { "any hardware".into() } else { found.compatible.join(", ") };
+    out.push_str(&format!("  compatible         {compatible}\n"));
+    for slot in &found.slots {
+        out.push_str(&format!(
+            "  slot {:<13} {} raw, {} stored, {} chunks of {} on average, {} zero\n",
+            slot.name,
+            bytes(slot.raw_bytes),
+            bytes(slot.blob_bytes),
+            slot.chunks.chunks,
+            bytes(u64::from(slot.chunks.chunk_bytes_mean)),
+            bytes(slot.chunks.zero_bytes)
+        ));
+        if let Some(root) = &slot.verity_root {
+            out.push_str(&format!("  root hash          {root}\n"));
+        }
+    }
+    for file in &found.boot {
+        out.push_str(&format!("  boot {:<13} {}\n", file.kind, bytes(file.bytes)));
+    }
+    if let Some(cmdline) = &found.cmdline {
+        out.push_str(&format!("  command line       {cmdline}\n"));
+    }
+    out.push_str(&format!("  first download     {}\n", bytes(found.fetch_bytes)));
+    match found.signatures.as_slice() {
+        [] => out.push_str("  signatures         none: a device takes it only when it is signed\n"),
+        signatures => {
+            let forms: Vec<&str> = signatures.iter().map(|signature| signature.form).collect();
+            out.push_str(&format!("  signatures         {} (not verified here)\n", forms.join(", ")));
+        }
+    }
+    out
+}
+
+fn keygen(prefix: &std::path::Path, kind: KeyKind) -> Result<Output, Failure> {
+    let kind = match kind {
+        KeyKind::P256 => sign::KeyKind::P256,
+        KeyKind::Ed25519 => sign::KeyKind::Ed25519,
+    };
+    let (private, public) =
+        sign::write_key_pair(kind, prefix).map_err(|e| Failure::before(Reason::NotSupported, e))?;
+    let text = format!(
+        "{} is the private key: keep it off every device.\n{} is the public one: it goes into the image and to `provision`.\n",
+        private.display(),
+        public.display()
+    );
+    Ok(done(text, serde_json::json!({ "answer": "key", "private": private, "public": public })))
+}
+
+async fn found(release: &str, args: &RegistryArgs) -> Result<(Box<dyn Registry>, Digest), Failure> {
+    let reference = parse(release)?;
+    let registry = open(&reference, &access(args))?;
+    let digest = match &reference.version {
+        Some(Version::Digest(digest)) => *digest,
+        _ => resolve(&*registry, &reference).await?,
+    };
+    Ok((registry, digest))
+}
+
+fn access(args: &RegistryArgs) -> RegistryAccess {
+    RegistryAccess {
+        plain_http: args.plain_http.clone(),
+        ca_file: args.ca_file.clone(),
+        auth_file: args.auth_file.clone(),
+        ..RegistryAccess::default()
+    }
+}
+
+fn parse(text: &str) -> Result<Reference, Failure> {
+    text.parse().map_err(|e: crate::registry::reference::ReferenceError| refused(chain(&e)))
+}
+
+fn refused(detail: String) -> Failure {
+    Failure::refused(Why::new(Reason::NotSupported, detail))
+}
+
+fn done(text: String, json: serde_json::Value) -> Output {
+    Output { text, json, changed: true, reason: None }
+}

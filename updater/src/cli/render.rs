@@ -1,0 +1,204 @@
+//! Answers as sentences and tables.
+//!
+//! Not here: any fact that is not in the answer. Rule: a text says what happened, what was left alone, what comes next.
+
+use comfy_table::{ContentArrangement, Table, presets};
+use switchback_bootloader::boot_state::SlotBoot;
+
+use crate::engine::answers::{
+    Answer, BootCheck, BootVerdict, Check, History, HistoryEntry, Outcome, SlotStatus, Status, Update,
+};
+use crate::health::{CheckOutcome, HealthReport};
+use crate::install::{ReleaseName, Traffic};
+
+/// The whole answer as text, ending with a newline.
+pub fn text(answer: &Answer) -> String {
+    match answer {
+        Answer::Status(status) => self::status(status),
+        Answer::Check(answer) => check(answer),
+        Answer::Update(answer) => update(answer, "update"),
+        Answer::Rollback(answer) => update(answer, "rollback"),
+        Answer::History(answer) => history(answer),
+        Answer::Health(report) => health(report),
+        Answer::BootCheck(answer) => boot_check(answer),
+    }
+}
+
+/// Bytes for people: `17.3 MiB`.
+pub fn bytes(count: u64) -> String {
+    indicatif::BinaryBytes(count).to_string()
+}
+
+/// A release for people: `example-os 1.1 (sha256:0123456789ab…)`.
+pub fn release(name: &ReleaseName) -> String {
+    format!("{} {} (sha256:{}…)", name.name, name.version, name.digest.short())
+}
+
+fn status(status: &Status) -> String {
+    let mut out = String::new();
+    let mut line = |text: String| {
+        out.push_str(&text);
+        out.push('\n');
+    };
+    for slot in &status.slots {
+        line(slot_line(slot));
+    }
+    line(String::new());
+    line(format!("state        {}", status.state));
+    line(format!("next         {}", status.next));
+    for reason in &status.blocked_by {
+        line(format!("blocked by   {reason}"));
+    }
+    line(format!("source       {}", status.source.as_deref().unwrap_or("none configured")));
+    line(format!("floor        security version {}", status.floor));
+    if let Some(held) = status.held {
+        line(format!("held back    {held}, by an operator's rollback"));
+    }
+    for item in &status.quarantine {
+        line(format!("quarantined  {} {}: {}", item.version, item.digest, item.reason.description()));
+    }
+    if let Some(last) = &status.last {
+        line(format!("last         {}", history_line(last)));
+    }
+    line(format!("bootloader   {}; running slot by {}", status.bootloader, status.running_by));
+    line(format!(
+        "watchdog     {}",
+        if status.watchdog { "held: a hang ends by itself" } else { "none: a hang does not end by itself" }
+    ));
+    out
+}
+
+fn slot_line(slot: &SlotStatus) -> String {
+    let mark = if slot.running { "*" } else { " " };
+    let content = match (&slot.release, &slot.problem) {
+        (Some(name), _) => release(name),
+        (None, Some(problem)) => format!("unusable: {problem}"),
+        (None, None) => "empty".to_string(),
+    };
+    let boot = match slot.boot {
+        SlotBoot::Empty => "no boot entry".to_string(),
+        SlotBoot::Good => "confirmed".to_string(),
+        SlotBoot::Trial { tries_left, .. } => format!("on trial, {tries_left} starts left"),
+        SlotBoot::Bad => "marked bad".to_string(),
+    };
+    let more = match (slot.running, slot.quarantined) {
+        (true, _) => ", running",
+        (_, true) => ", quarantined",
+        _ => "",
+    };
+    format!("{mark} slot {}     {content}: {boot}{more}", slot.slot)
+}
+
+fn check(answer: &Check) -> String {
+    let offer = release(&answer.release);
+    if answer.available {
+        format!("{offer} is available. Run `switchback update` to move to it.\n")
+    } else {
+        format!("{offer} is what the source offers. {}\n", answer.detail)
+    }
+}
+
+fn traffic(traffic: &Traffic) -> String {
+    format!(
+        "{} fetched in {} requests, {} written, {} already in place, {} zero",
+        bytes(traffic.fetched),
+        traffic.requests,
+        bytes(traffic.written),
+        bytes(traffic.kept),
+        bytes(traffic.zero)
+    )
+}
+
+fn update(answer: &Update, verb: &str) -> String {
+    let name = release(&answer.release);
+    let slot = answer.slot;
+    let cost = format!("{} in {:.1} s", traffic(&answer.traffic), answer.seconds);
+    match answer.outcome {
+        Outcome::Unchanged => format!("Nothing changed. {}\n", answer.detail),
+        Outcome::WouldUpdate => {
+            format!(
+                "{verb} would move to {name} in slot {slot}: {}\n{}\n",
+                traffic(&answer.traffic),
+                answer.detail
+            )
+        }
+        Outcome::Staged => {
+            format!("{name} is staged in slot {slot}, read back and verified: {cost}.\n{}\n", answer.detail)
+        }
+        Outcome::Armed => format!(
+            "{name} is armed in slot {slot}: {cost}.\nThe next reboot starts its trial ({} starts at most). {}\n",
+            answer.tries, answer.detail
+        ),
+        Outcome::Rebooting => format!(
+            "{name} is armed in slot {slot}: {cost}.\nRebooting into its trial ({} starts at most). {}\n",
+            answer.tries, answer.detail
+        ),
+    }
+}
+
+fn history(answer: &History) -> String {
+    if answer.entries.is_empty() {
+        return "Nothing has happened yet.\n".to_string();
+    }
+    let mut table = Table::new();
+    table.load_style(presets::NOTHING).set_content_arrangement(ContentArrangement::Dynamic);
+    table.set_header(["when", "what", "version", "slot", "digest", "why"]);
+    for entry in &answer.entries {
+        table.add_row([
+            entry.at.strftime("%Y-%m-%d %H:%M:%S").to_string(),
+            entry.what.clone(),
+            entry.version.clone(),
+            entry.slot.map(|slot| slot.to_string()).unwrap_or_default(),
+            entry.digest.map(|digest| format!("sha256:{}…", digest.short())).unwrap_or_default(),
+            why(entry),
+        ]);
+    }
+    format!("{table}\n")
+}
+
+fn why(entry: &HistoryEntry) -> String {
+    match &entry.reason {
+        Some(reason) if entry.detail.is_empty() => reason.to_string(),
+        Some(reason) => format!("{reason}: {}", entry.detail),
+        None => entry.detail.clone(),
+    }
+}
+
+fn history_line(entry: &HistoryEntry) -> String {
+    let why = why(entry);
+    let tail = if why.is_empty() { String::new() } else { format!(" ({why})") };
+    format!("{} {} at {}{tail}", entry.version, entry.what, entry.at.strftime("%Y-%m-%d %H:%M:%S"))
+}
+
+fn health(report: &HealthReport) -> String {
+    let mut table = Table::new();
+    table.load_style(presets::NOTHING).set_content_arrangement(ContentArrangement::Dynamic);
+    table.set_header(["check", "result", "attempts", "ms", "detail"]);
+    for check in &report.checks {
+        let result = match check.outcome {
+            CheckOutcome::Passed => "passed",
+            CheckOutcome::Failed => "FAILED",
+            CheckOutcome::DeadlineMissed => "TOO LATE",
+        };
+        let (attempts, millis) = (check.attempts.to_string(), check.millis.to_string());
+        table.add_row([check.name.as_str(), result, &attempts, &millis, check.detail.trim_end()]);
+    }
+    let verdict = if report.why().is_none() { "healthy" } else { "not healthy" };
+    format!("{table}\nThe machine is {verdict}.\n")
+}
+
+fn boot_check(answer: &BootCheck) -> String {
+    let name = answer.release.as_ref().map_or_else(|| "an unknown release".to_string(), release);
+    let head = match answer.verdict {
+        BootVerdict::Nothing => format!("{name} runs in slot {}; no trial is under way.", answer.slot),
+        BootVerdict::Confirmed => format!("{name} in slot {} is healthy and confirmed.", answer.slot),
+        BootVerdict::Returning => format!("{name} in slot {} failed its trial: going back.", answer.slot),
+        BootVerdict::Returned => format!("The machine came back: {name} runs in slot {}.", answer.slot),
+        BootVerdict::NotStarted => {
+            format!("The armed release never started; {name} runs in slot {}.", answer.slot)
+        }
+    };
+    let checks = answer.health.as_ref().map(health).unwrap_or_default();
+    let tail = if answer.detail.is_empty() { String::new() } else { format!("{}\n", answer.detail) };
+    format!("{head}\n{checks}{tail}")
+}

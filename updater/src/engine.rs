@@ -1,1 +1,0 @@
-//! The loop observe, step, persist, act.

@@ -1,0 +1,230 @@
+//! Each action of `lifecycle`, done on the machine, and the event that reports it.
+//!
+//! Not here: which action comes when. Rule: an action that fails is an event like any other; only what leaves nothing
+//! to decide (an interruption, a state that cannot be stored) ends the loop.
+
+use std::sync::Arc;
+
+use switchback_bootloader::boot_state::BootState;
+use switchback_bootloader::record::Bootloader;
+use switchback_partitions::gpt::Table;
+use switchback_partitions::inactive_slot::InactiveSlot;
+use switchback_partitions::layout::DiskLayout;
+use switchback_partitions::slot::{RunningSlot, Slot};
+
+use super::observe::now;
+use super::{Engine, Failure, NOTHING_CHANGED, RUNNING_UNTOUCHED, chain, host_reason};
+use crate::facts::Fact;
+use crate::init::stage::{Mark, Stage};
+use crate::install::{Install, InstallError, Offer, Release, Target, Traffic, preflight};
+use crate::lifecycle::{self, Action, Event, Outcome};
+use crate::reason::{Reason, Why};
+
+/// A failure as `step` gets it, and as the person gets it.
+type Failed = (Why, &'static str);
+
+impl Engine<'_> {
+    pub(super) fn act(&mut self, action: Action) -> Result<Event, Failure> {
+        let event = match action {
+            Action::Install { release, slot } => match self.install(&release, slot) {
+                Ok(()) => Event::Installed,
+                Err((why, untouched)) if why.reason == Reason::Interrupted => {
+                    return Err(Failure { why, untouched });
+                }
+                Err(failed) => Event::InstallFailed(self.remember(failed)),
+            },
+            Action::Arm { release, slot, tries } => match self.arm(&release, slot, tries) {
+                Ok(moment) => Event::Armed(moment),
+                Err((why, untouched)) if why.reason == Reason::Interrupted => {
+                    return Err(Failure { why, untouched });
+                }
+                Err(failed) => Event::ArmFailed(self.remember(failed)),
+            },
+            Action::Reboot => match self.machine.reboot() {
+                Ok(()) => Event::RebootBegun,
+                Err(error) => Event::RebootFailed(
+                    self.remember((Why::new(host_reason(&error), chain(&error)), RUNNING_UNTOUCHED)),
+                ),
+            },
+            Action::RunHealth { deadline_uptime_secs } => self.judge(deadline_uptime_secs),
+            Action::Confirm(slot) => match self.write_record(|state| state.confirm(slot)) {
+                Ok(()) => Event::Confirmed,
+                Err(failed) => Event::ConfirmFailed(self.remember(failed)),
+            },
+            Action::Revert(slot) => match self.write_record(|state| state.revert(slot)) {
+                Ok(()) => Event::Reverted,
+                Err((why, _)) => Event::RevertFailed(why),
+            },
+            Action::Disarm(slot) => match self.write_record(|state| state.forget(slot)) {
+                Ok(()) => Event::Disarmed,
+                Err((why, _)) => Event::DisarmFailed(why),
+            },
+            Action::Record(outcome) => self.record(&outcome),
+            // The loop answers these itself.
+            Action::Nothing | Action::Ignored | Action::Refuse(_) | Action::Wait(_) => Event::Cancelled,
+        };
+        Ok(event)
+    }
+
+    fn remember(&mut self, (why, untouched): Failed) -> Why {
+        self.run.failure.get_or_insert(Failure { why: why.clone(), untouched });
+        why
+    }
+
+    fn install(&mut self, wanted: &lifecycle::Release, slot: Slot) -> Result<(), Failed> {
+        let before = |error: InstallError| (why(&error), NOTHING_CHANGED);
+        let Some((release, registry)) = self.run.candidate.take() else {
+            return Err((
+                Why::new(Reason::Internal, format!("nothing fetched for {}", wanted.version)),
+                NOTHING_CHANGED,
+            ));
+        };
+        let (registry, progress) = (&*registry, self.progress);
+        let indexes = self.runtime.block_on(release.indexes(registry)).map_err(before)?;
+        let target = self.target(slot)?;
+        self.fits(&release, &target).map_err(before)?;
+        self.progress.say(&format!(
+            "Writing {} {} to slot {slot}; what the slot held until now is given up.",
+            release.config.name, release.config.version
+        ));
+        let after = |error: InstallError| (why(&error), RUNNING_UNTOUCHED);
+        let written = Install::clear(release, target)
+            .and_then(|cleared| cleared.write(registry, &indexes, self.runtime.handle(), progress))
+            .map_err(after)?;
+        let proven = written.prove(progress).map_err(after)?;
+        self.run.traffic = proven.traffic();
+        self.run.proven = Some(proven);
+        Ok(())
+    }
+
+    fn arm(
+        &mut self,
+        wanted: &lifecycle::Release,
+        slot: Slot,
+        tries: u8,
+    ) -> Result<lifecycle::Moment, Failed> {
+        let after = |error: InstallError| (why(&error), RUNNING_UNTOUCHED);
+        let proven = match self.run.proven.take() {
+            Some(proven) => proven,
+            None => {
+                let seen = self.observe().map_err(|failure| (failure.why, RUNNING_UNTOUCHED))?;
+                let held = seen.releases[slot.index()].clone().filter(|held| held.digest == wanted.digest);
+                let Some(release) = held else {
+                    let detail = format!("slot {slot} does not hold {} any more", wanted.version);
+                    return Err((Why::new(Reason::ReadBackMismatch, detail), RUNNING_UNTOUCHED));
+                };
+                self.progress.say(&format!(
+                    "{} {} lies in slot {slot} already; nothing is fetched or written, it is read back.",
+                    release.config.name, release.config.version
+                ));
+                Install::present(release, self.target(slot)?).prove(self.progress).map_err(after)?
+            }
+        };
+        // Marks of earlier trials would be taken for starts of this one.
+        Mark::forget(self.machine.state_dir(), slot)
+            .map_err(|e| (Why::new(Reason::StateUnreadable, chain(&e)), RUNNING_UNTOUCHED))?;
+        proven.arm(tries).map_err(after)?;
+        self.run.armed = true;
+        Ok(now(self.boot_id()?))
+    }
+
+    /// The slot as something that can be written: only possible while the running slot is another and confirmed.
+    fn target(&self, slot: Slot) -> Result<Target, Failed> {
+        let host =
+            |error: crate::host::HostError| (Why::new(host_reason(&error), chain(&error)), NOTHING_CHANGED);
+        let disk = self.machine.disk().map_err(host)?;
+        let bootloader = self.machine.bootloader().map_err(host)?;
+        let running = self.machine.running().map_err(host)?.slot;
+        let boot = bootloader
+            .read()
+            .map_err(|e| (Why::new(Reason::BootRecordFailed, chain(&e)), NOTHING_CHANGED))?;
+        let confirmed = boot.slot(running) == switchback_bootloader::boot_state::SlotBoot::Good;
+        let failed =
+            |reason| move |error: &dyn std::error::Error| (Why::new(reason, chain(error)), NOTHING_CHANGED);
+        let whole = disk.whole().map_err(|e| failed(Reason::LayoutUnknown)(&e))?;
+        let table = Table::read(&*whole).map_err(|e| failed(Reason::LayoutUnknown)(&e))?;
+        let layout = DiskLayout::discover(&table).map_err(|e| failed(Reason::LayoutUnknown)(&e))?;
+        let running = RunningSlot { slot: running, confirmed };
+        let opened = InactiveSlot::open(disk, &layout, running).map_err(|e| failed(Reason::SlotInUse)(&e))?;
+        if opened.slot() != slot {
+            return Err((Why::new(Reason::Internal, format!("slot {slot} is running")), NOTHING_CHANGED));
+        }
+        Ok(Target { slot: opened, bootloader, state_dir: self.machine.state_dir().to_path_buf() })
+    }
+
+    fn fits(&self, release: &Release, target: &Target) -> Result<(), InstallError> {
+        let offer = Offer {
+            slot: target.slot.slot(),
+            root_bytes: target.slot.root().len(),
+            verity_bytes: target.slot.verity().len(),
+            ram_bytes: self.machine.ram_bytes(),
+            bootloader: &*target.bootloader,
+        };
+        preflight(release, &offer)
+    }
+
+    /// What an update would cost, without changing anything.
+    pub(super) fn plan(
+        &self,
+        release: &Release,
+        registry: &dyn crate::registry::Registry,
+    ) -> Result<Traffic, Failure> {
+        let failed = |error: InstallError| Failure::before(error.reason(), error);
+        let indexes = self.runtime.block_on(release.indexes(registry)).map_err(failed)?;
+        let refused = |(why, untouched): Failed| Failure { why, untouched };
+        let target = self.target(self.other()?).map_err(refused)?;
+        self.fits(release, &target).map_err(failed)?;
+        Ok(crate::install::plan(release, &indexes))
+    }
+
+    fn judge(&mut self, deadline_uptime_secs: u64) -> Event {
+        let seen = match self.observe() {
+            Ok(seen) => seen,
+            Err(failure) => return Event::HealthFailed(failure.why),
+        };
+        let slot = seen.observation.running;
+        let boot_id = seen.observation.now.boot_id.clone();
+        // A mark that cannot be left only makes a later reason less exact.
+        let mark = Mark { slot, boot_id, root_hash: String::new(), stage: Stage::BootCheck };
+        if let Err(error) = mark.write(self.machine.state_dir()) {
+            tracing::warn!(%error, "the stage mark could not be written");
+        }
+        let left = deadline_uptime_secs.saturating_sub(seen.observation.now.uptime_secs);
+        let report = self.run_checks(&seen, std::time::Duration::from_secs(left));
+        let why = report.why();
+        self.run.health = Some(report);
+        let _ = Mark { stage: Stage::Judged, ..mark }.write(self.machine.state_dir());
+        match why {
+            None => Event::HealthPassed,
+            Some(why) => Event::HealthFailed(why),
+        }
+    }
+
+    /// One durable step of the boot record.
+    fn write_record(&self, change: impl Fn(&BootState) -> BootState) -> Result<(), Failed> {
+        let failed = |error: &dyn std::error::Error| {
+            (Why::new(Reason::BootRecordFailed, chain(error)), RUNNING_UNTOUCHED)
+        };
+        let bootloader: Arc<dyn Bootloader> = self.machine.bootloader().map_err(|e| failed(&e))?;
+        let state = bootloader.read().map_err(|e| failed(&e))?;
+        bootloader.write(&change(&state)).map_err(|e| failed(&e))
+    }
+
+    fn record(&mut self, outcome: &Outcome) -> Event {
+        match self.facts.add(&Fact::Outcome(outcome.clone()), now(String::new()).unix_secs) {
+            Ok(()) => Event::Recorded,
+            Err(error) => Event::RecordFailed(Why::new(Reason::StateUnreadable, chain(&error))),
+        }
+    }
+
+    fn boot_id(&self) -> Result<String, Failed> {
+        let witness = self.machine.running();
+        witness
+            .map(|witness| witness.boot_id)
+            .map_err(|e| (Why::new(host_reason(&e), chain(&e)), RUNNING_UNTOUCHED))
+    }
+}
+
+fn why(error: &InstallError) -> Why {
+    Why::new(error.reason(), chain(error))
+}

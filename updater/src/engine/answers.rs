@@ -1,0 +1,265 @@
+//! What people and programs may ask of a machine, and the answers as plain data.
+//!
+//! Not here: sentences (`cli::render`), decisions (`lifecycle`). Rule: the command line and every later interface ask
+//! with these types and nothing else, so that they cannot differ in what they do.
+
+use serde::Serialize;
+use switchback_bootloader::boot_state::SlotBoot;
+use switchback_partitions::slot::Slot;
+
+use crate::digest::Digest;
+use crate::health::HealthReport;
+use crate::install::{ReleaseName, Traffic};
+use crate::reason::Reason;
+
+/// How far an update or rollback goes by itself.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Reach {
+    /// Change nothing; say what would be done.
+    DryRun,
+    /// Write and prove the slot.
+    Stage,
+    /// … and arm it; the next reboot is the trial.
+    Arm,
+    /// … and reboot now.
+    Reboot,
+}
+
+/// A request to a machine.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Request {
+    /// What runs, what is in the other slot, what happens next.
+    Status,
+    /// Is there a release to move to?
+    Check {
+        /// A tag, digest or reference instead of the configured one.
+        to: Option<String>,
+    },
+    /// Move to a release.
+    Update {
+        /// A tag, digest or reference instead of the configured one; naming one is an operator's explicit wish.
+        to: Option<String>,
+        /// How far.
+        reach: Reach,
+    },
+    /// Go back to the other slot.
+    Rollback {
+        /// How far ([`Reach::Stage`] is not used).
+        reach: Reach,
+        /// Allow a security version below the floor.
+        below_floor: bool,
+    },
+    /// What happened.
+    History {
+        /// The newest so many.
+        limit: usize,
+    },
+    /// Run the health checks now.
+    Health,
+    /// Observe and settle after a boot.
+    BootCheck {
+        /// Leave the reboot of a return to the caller.
+        no_reboot: bool,
+    },
+}
+
+/// An answer. Serialised as it is by `--json`, with `answer` naming the kind.
+#[derive(Debug, Serialize)]
+#[serde(rename_all = "kebab-case", tag = "answer")]
+pub enum Answer {
+    /// To [`Request::Status`].
+    Status(Box<Status>),
+    /// To [`Request::Check`].
+    Check(Check),
+    /// To [`Request::Update`].
+    Update(Update),
+    /// To [`Request::Rollback`].
+    Rollback(Update),
+    /// To [`Request::History`].
+    History(History),
+    /// To [`Request::Health`].
+    Health(HealthReport),
+    /// To [`Request::BootCheck`].
+    BootCheck(BootCheck),
+}
+
+impl Answer {
+    /// True when the machine is other than before: exit code 2 under `--detailed-exitcode`.
+    pub fn changed(&self) -> bool {
+        match self {
+            Answer::Status(_) | Answer::Check(_) | Answer::History(_) | Answer::Health(_) => false,
+            Answer::Update(update) | Answer::Rollback(update) => {
+                !matches!(update.outcome, Outcome::Unchanged | Outcome::WouldUpdate)
+            }
+            Answer::BootCheck(check) => check.verdict != BootVerdict::Nothing,
+        }
+    }
+}
+
+/// One slot, as it is.
+#[derive(Debug, Clone, Serialize)]
+pub struct SlotStatus {
+    /// Which slot.
+    pub slot: Slot,
+    /// True when it runs now.
+    pub running: bool,
+    /// The boot record's word.
+    pub boot: SlotBoot,
+    /// The release its verified passport names.
+    pub release: Option<ReleaseName>,
+    /// `security_version` of that release.
+    pub security_version: Option<u64>,
+    /// True when that release is quarantined.
+    pub quarantined: bool,
+    /// Why its passport cannot be used, when there is one that cannot.
+    pub problem: Option<String>,
+}
+
+/// The answer to `status`.
+#[derive(Debug, Clone, Serialize)]
+pub struct Status {
+    /// Slot a, slot b.
+    pub slots: [SlotStatus; 2],
+    /// The witness of the running slot.
+    pub running_by: String,
+    /// The bootloader backend.
+    pub bootloader: &'static str,
+    /// The life's state: `idle`, `staged`, `armed`, …
+    pub state: &'static str,
+    /// What happens next, in a sentence.
+    pub next: String,
+    /// What stands in the way of an update, each in a sentence; empty when nothing does.
+    pub blocked_by: Vec<String>,
+    /// The security version below which nothing is installed.
+    pub floor: u64,
+    /// The digest an operator's rollback holds back.
+    pub held: Option<Digest>,
+    /// Quarantined releases.
+    pub quarantine: Vec<Quarantined>,
+    /// The newest outcome in the history.
+    pub last: Option<HistoryEntry>,
+    /// Where releases come from.
+    pub source: Option<String>,
+    /// True when a watchdog is held: a hang ends by itself.
+    pub watchdog: bool,
+}
+
+/// A release that failed its trial.
+#[derive(Debug, Clone, Serialize)]
+pub struct Quarantined {
+    /// Its digest.
+    pub digest: Digest,
+    /// Its version.
+    pub version: String,
+    /// Why.
+    pub reason: Reason,
+}
+
+/// The answer to `check`.
+#[derive(Debug, Clone, Serialize)]
+pub struct Check {
+    /// What the source offers.
+    pub release: ReleaseName,
+    /// What runs.
+    pub running: Option<ReleaseName>,
+    /// True when `update` would move to it.
+    pub available: bool,
+    /// Why not, when not.
+    pub reason: Option<Reason>,
+    /// The same for people.
+    pub detail: String,
+}
+
+/// How an update or rollback ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Outcome {
+    /// Nothing to do.
+    Unchanged,
+    /// Only a plan was asked for.
+    WouldUpdate,
+    /// Written and proven, not armed.
+    Staged,
+    /// Armed: the next reboot is the trial.
+    Armed,
+    /// Armed, and the reboot was ordered.
+    Rebooting,
+}
+
+/// The answer to `update` and `rollback`.
+#[derive(Debug, Clone, Serialize)]
+pub struct Update {
+    /// How it ended.
+    pub outcome: Outcome,
+    /// The release.
+    pub release: ReleaseName,
+    /// The slot it is in or goes to.
+    pub slot: Slot,
+    /// What it cost; what it would cost at most, for a plan.
+    pub traffic: Traffic,
+    /// How long it took, in seconds.
+    pub seconds: f64,
+    /// Starts the trial has.
+    pub tries: u8,
+    /// For people: why nothing was done, or what comes next.
+    pub detail: String,
+}
+
+/// One entry of the history.
+#[derive(Debug, Clone, Serialize)]
+pub struct HistoryEntry {
+    /// When, by the machine's clock.
+    pub at: jiff::Timestamp,
+    /// What happened: `provisioned`, `armed`, `confirmed`, `returned`, …
+    pub what: String,
+    /// The release.
+    pub version: String,
+    /// Its digest.
+    pub digest: Option<Digest>,
+    /// The slot.
+    pub slot: Option<Slot>,
+    /// Why, for a return or a refusal.
+    pub reason: Option<Reason>,
+    /// The same for people: the failed check and its words.
+    pub detail: String,
+}
+
+/// The answer to `history`.
+#[derive(Debug, Clone, Serialize)]
+pub struct History {
+    /// Oldest first.
+    pub entries: Vec<HistoryEntry>,
+}
+
+/// What `boot-check` found and did.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum BootVerdict {
+    /// No trial was under way.
+    Nothing,
+    /// The trial is confirmed.
+    Confirmed,
+    /// The trial failed; the machine goes back.
+    Returning,
+    /// The machine came back from a failed trial.
+    Returned,
+    /// The release that was armed never started.
+    NotStarted,
+}
+
+/// The answer to `boot-check`.
+#[derive(Debug, Serialize)]
+pub struct BootCheck {
+    /// What was decided.
+    pub verdict: BootVerdict,
+    /// The running slot.
+    pub slot: Slot,
+    /// The running release, when its passport verifies.
+    pub release: Option<ReleaseName>,
+    /// The checks that were run.
+    pub health: Option<HealthReport>,
+    /// Why, for a return.
+    pub reason: Option<Reason>,
+    /// The same for people.
+    pub detail: String,
+}

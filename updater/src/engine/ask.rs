@@ -1,0 +1,322 @@
+//! Each request, answered.
+//!
+//! Not here: the loop (`mod`), the actions (`act`). Rule: what only looks changes nothing, not even the state file.
+
+use std::time::{Duration, Instant};
+
+use switchback_bootloader::boot_state::SlotBoot;
+use switchback_partitions::slot::Slot;
+
+use super::answers::{
+    Answer, BootCheck, BootVerdict, Check, History, HistoryEntry, Outcome, Quarantined, Reach, Status, Update,
+};
+use super::observe::{Seen, summary};
+use super::words::{blockers, history_entry, next_sentence, slot_status};
+use super::{Engine, Failure, NOTHING_CHANGED, Rest, source};
+use crate::health::{self, CheckOutcome, CheckResult, HealthReport};
+use crate::host::durable;
+use crate::image::config::Kind;
+use crate::init::keeper;
+use crate::install::{Release, ReleaseName, Traffic};
+use crate::lifecycle::{Action, Event, Goal, Order, Verdict, step};
+use crate::progress::Phase as Work;
+use crate::reason::Reason;
+use crate::registry::Registry;
+use crate::trust::policy::admit;
+
+impl Engine<'_> {
+    pub(super) fn status(&self) -> Result<Answer, Failure> {
+        let seen = self.observe()?;
+        let known = &seen.observation.known;
+        let slots = Slot::ALL.map(|slot| slot_status(&seen, slot));
+        let quarantine = known.quarantine.iter().map(|(digest, entry)| Quarantined {
+            digest: *digest,
+            version: entry.version.clone(),
+            reason: entry.why.reason,
+        });
+        Ok(Answer::Status(Box::new(Status {
+            blocked_by: blockers(&seen),
+            next: next_sentence(&self.state.phase, &seen),
+            state: self.state.phase.name(),
+            running_by: seen.evidence.clone(),
+            bootloader: seen.bootloader,
+            floor: seen.observation.floor(),
+            held: known.hold.as_ref().map(|hold| hold.release.digest),
+            quarantine: quarantine.collect(),
+            last: self.history(1).entries.pop(),
+            source: self.config.source.image.clone(),
+            watchdog: self.machine.watchdog_held(),
+            slots,
+        })))
+    }
+
+    pub(super) fn check(&self, to: Option<&str>) -> Result<Answer, Failure> {
+        let seen = self.observe()?;
+        let (release, _) = self.candidate(to, &seen)?;
+        let order = order(&release, to.is_some(), Goal::Trial);
+        let event = Event::UpdateOrdered(Box::new(order), Box::new(seen.observation.clone()));
+        let (_, action) = step(&self.state, event, &self.policy(true));
+        let (available, why) = match action {
+            Action::Refuse(why) => (false, Some(why)),
+            Action::Nothing | Action::Ignored => (false, None),
+            _ => (true, None),
+        };
+        let detail = match &why {
+            Some(why) => format!("It is not taken: {} {}", why.reason.description(), why.detail),
+            None if available => String::new(),
+            None => "It runs already.".to_string(),
+        };
+        let running = seen.releases[seen.observation.running.index()].as_ref().map(Release::name);
+        let reason = why.map(|why| why.reason);
+        Ok(Answer::Check(Check { release: release.name(), running, available, reason, detail }))
+    }
+
+    pub(super) fn update(
+        &mut self,
+        to: Option<&str>,
+        reach: Reach,
+        began: Instant,
+    ) -> Result<Answer, Failure> {
+        if reach != Reach::DryRun {
+            self.settle()?;
+        }
+        let seen = self.observe()?;
+        let (release, registry) = self.candidate(to, &seen)?;
+        let goal = if reach == Reach::Stage { Goal::Stage } else { Goal::Trial };
+        let order = Box::new(order(&release, to.is_some(), goal));
+        let event = Event::UpdateOrdered(order, Box::new(seen.observation.clone()));
+        let mut answer = self.blank(release.name(), seen.observation.running.other());
+        if reach == Reach::DryRun {
+            let (_, action) = step(&self.state, event, &self.policy(true));
+            return self.dry_run(action, answer, Some((&release, &*registry))).map(Answer::Update);
+        }
+        self.run.candidate = Some((release, registry));
+        let rest = self.drive(event, reach, &self.policy(true))?;
+        self.conclude(rest, &mut answer, began, "It runs already.")?;
+        if goal == Goal::Stage && answer.outcome == Outcome::Unchanged && self.state.phase.name() == "staged"
+        {
+            answer.outcome = Outcome::Staged;
+            answer.detail = "Run `switchback update` again to arm it.".into();
+        }
+        Ok(Answer::Update(answer))
+    }
+
+    pub(super) fn rollback(
+        &mut self,
+        reach: Reach,
+        below_floor: bool,
+        began: Instant,
+    ) -> Result<Answer, Failure> {
+        if reach != Reach::DryRun {
+            self.settle()?;
+        }
+        let seen = self.observe()?;
+        let slot = seen.observation.running.other();
+        let unknown = || ReleaseName {
+            name: "nothing".into(),
+            version: String::new(),
+            digest: crate::digest::Digest::of(b""),
+        };
+        let name = seen.releases[slot.index()].as_ref().map_or_else(unknown, Release::name);
+        let mut answer = self.blank(name, slot);
+        let event = Event::RollbackOrdered { below_floor, seen: Box::new(seen.observation) };
+        if reach == Reach::DryRun {
+            let (_, action) = step(&self.state, event, &self.policy(true));
+            return self.dry_run(action, answer, None).map(Answer::Rollback);
+        }
+        let rest = self.drive(event, reach, &self.policy(true))?;
+        self.conclude(rest, &mut answer, began, "There is nothing to go back to.")?;
+        Ok(Answer::Rollback(answer))
+    }
+
+    pub(super) fn history(&self, limit: usize) -> History {
+        let entries: Vec<HistoryEntry> = self.facts.history().iter().map(history_entry).collect();
+        let skip = entries.len().saturating_sub(limit);
+        History { entries: entries.into_iter().skip(skip).collect() }
+    }
+
+    pub(super) fn health(&self) -> Result<Answer, Failure> {
+        let seen = self.observe()?;
+        Ok(Answer::Health(self.run_checks(&seen, self.config.health.deadline)))
+    }
+
+    pub(super) fn boot_check(&mut self, no_reboot: bool) -> Result<Answer, Failure> {
+        let seen = self.observe()?;
+        let slot = seen.observation.running;
+        let release = seen.releases[slot.index()].as_ref().map(Release::name);
+        let before = self.state.next_seq;
+        let was_leaving = self.state.phase.name() == "rolling-back";
+        let reach = if no_reboot { Reach::Arm } else { Reach::Reboot };
+        self.drive(Event::Started(Box::new(seen.observation)), reach, &self.policy(false))?;
+        self.release_keeper(slot);
+        // The verdict was recorded before the reboot; this boot is where it led.
+        let came_back = was_leaving && self.state.phase.name() == "idle";
+        let outcome = self.state.last.clone().filter(|last| came_back || last.seq >= before);
+        let verdict = match outcome.as_ref().map(|outcome| outcome.verdict) {
+            Some(Verdict::Confirmed | Verdict::RolledBack) => BootVerdict::Confirmed,
+            Some(Verdict::Returned) if self.run.health.is_some() => BootVerdict::Returning,
+            Some(Verdict::Returned) if is(&outcome, Reason::LoaderRefused) => BootVerdict::NotStarted,
+            Some(Verdict::Returned | Verdict::Inconclusive) => BootVerdict::Returned,
+            _ => BootVerdict::Nothing,
+        };
+        let why = outcome.and_then(|outcome| outcome.why);
+        Ok(Answer::BootCheck(BootCheck {
+            verdict,
+            slot,
+            release,
+            health: self.run.health.take(),
+            reason: why.as_ref().map(|why| why.reason),
+            detail: why.map(|why| why.to_string()).unwrap_or_default(),
+        }))
+    }
+
+    /// Tells the watchdog's keeper that this start needs no deadline any more. On every confirmed start: where the
+    /// firmware's variables cannot be read, the keeper takes each start for a trial.
+    fn release_keeper(&self, slot: Slot) {
+        let confirmed = self.machine.bootloader().ok().and_then(|bootloader| bootloader.read().ok());
+        if confirmed.is_some_and(|state| state.slot(slot) == SlotBoot::Good)
+            && let Err(error) = keeper::mark_confirmed(self.machine.root())
+        {
+            tracing::warn!(%error, "the watchdog's keeper could not be told; it will restart the machine");
+        }
+    }
+
+    /// Every start is a recovery: what an interrupted run or a reboot left is settled before a new order.
+    fn settle(&mut self) -> Result<(), Failure> {
+        let seen = self.observe()?;
+        self.drive(Event::Started(Box::new(seen.observation)), Reach::Stage, &self.policy(false))?;
+        Ok(())
+    }
+
+    /// Fetches and verifies what `to` or the configuration names, and asks whether this machine may take it.
+    fn candidate(&self, to: Option<&str>, seen: &Seen) -> Result<(Release, Box<dyn Registry>), Failure> {
+        let reference = source::reference(self.config, to)?;
+        let registry = source::open(&reference, &source::access(self.config))?;
+        self.progress.begin(Work::Check, 0);
+        let digest = self.runtime.block_on(source::resolve(&*registry, &reference))?;
+        let fetched = self.runtime.block_on(Release::fetch(&*registry, digest, &self.trust));
+        self.progress.end();
+        let release = fetched.map_err(|e| Failure::before(e.reason(), e))?;
+        let running = seen.releases[seen.observation.running.index()].as_ref();
+        let product =
+            self.config.machine.product.as_deref().or(running.map(|running| running.config.product.as_str()));
+        let admitted = admit(&release.config, Kind::Os, product, &self.machine.compatible());
+        admitted.map_err(|e| Failure::before(crate::install::trust_reason(&e), e))?;
+        Ok((release, registry))
+    }
+
+    fn blank(&self, release: ReleaseName, slot: Slot) -> Update {
+        Update {
+            outcome: Outcome::Unchanged,
+            release,
+            slot,
+            traffic: Traffic::default(),
+            seconds: 0.0,
+            tries: self.config.boot.tries,
+            detail: String::new(),
+        }
+    }
+
+    fn dry_run(
+        &self,
+        action: Action,
+        mut answer: Update,
+        fetched: Option<(&Release, &dyn Registry)>,
+    ) -> Result<Update, Failure> {
+        match (action, fetched) {
+            (Action::Refuse(why), _) => return Err(Failure::refused(why)),
+            (Action::Install { .. }, Some((release, registry))) => {
+                answer.outcome = Outcome::WouldUpdate;
+                answer.traffic = self.plan(release, registry)?;
+                answer.detail = "Nothing was changed.".into();
+            }
+            (Action::Arm { .. } | Action::Reboot, _) => {
+                answer.outcome = Outcome::WouldUpdate;
+                answer.detail =
+                    "It lies there already: it is read back and armed. Nothing was changed.".into();
+            }
+            _ => answer.detail = "There is nothing to do.".into(),
+        }
+        Ok(answer)
+    }
+
+    fn conclude(
+        &mut self,
+        rest: Rest,
+        answer: &mut Update,
+        began: Instant,
+        unchanged: &str,
+    ) -> Result<(), Failure> {
+        if let Some(failure) = self.run.failure.take() {
+            return Err(failure);
+        }
+        answer.traffic = self.run.traffic;
+        answer.seconds = (began.elapsed().as_secs_f64() * 1000.0).round() / 1000.0;
+        (answer.outcome, answer.detail) = match rest {
+            Rest::Refused(why) => return Err(Failure { why, untouched: NOTHING_CHANGED }),
+            Rest::BeforeReboot => (Outcome::Armed, "Reboot when it suits you.".into()),
+            Rest::Rebooting => (Outcome::Rebooting, String::new()),
+            Rest::Waiting => (
+                Outcome::Unchanged,
+                "It waits after an inconclusive trial; name it with --to to go on now.".into(),
+            ),
+            Rest::Steady if self.run.proven.is_some() => {
+                (Outcome::Staged, "Run `switchback update` again to arm it.".into())
+            }
+            Rest::Steady => (Outcome::Unchanged, unchanged.into()),
+        };
+        Ok(())
+    }
+
+    /// The machine's checks; an unreadable check is an unhealthy machine, never a check less.
+    pub(super) fn run_checks(&self, seen: &Seen, deadline: Duration) -> HealthReport {
+        let slot = seen.observation.running;
+        let version = seen.releases[slot.index()].as_ref().map(|release| release.config.version.clone());
+        let context = health::Context {
+            slot,
+            version: version.unwrap_or_default(),
+            root: self.machine.root().to_path_buf(),
+        };
+        let limits = health::Limits {
+            deadline: deadline.min(self.config.health.deadline),
+            soak: self.config.health.soak,
+        };
+        match health::checks_of(self.config) {
+            Ok(checks) => {
+                self.runtime.block_on(health::run(&checks, limits, &context, || self.can_update_again()))
+            }
+            Err(error) => HealthReport {
+                checks: vec![CheckResult {
+                    name: "configuration".into(),
+                    outcome: CheckOutcome::Failed,
+                    attempts: 1,
+                    millis: 0,
+                    detail: super::chain(&error),
+                }],
+            },
+        }
+    }
+
+    /// The check of a machine that has none: it must at least be able to leave this release again.
+    fn can_update_again(&self) -> Result<(), String> {
+        let probe = self.machine.state_dir().join("can-write");
+        durable::replace(&probe, b"yes\n").map_err(|e| format!("the state folder cannot be written: {e}"))?;
+        let bootloader = self.machine.bootloader().map_err(|e| super::chain(&e))?;
+        let other = self.machine.running().map_err(|e| super::chain(&e))?.slot.other();
+        bootloader.preflight(other, &[]).map_err(|e| super::chain(&e))?;
+        self.machine
+            .disk()
+            .map_err(|e| super::chain(&e))?
+            .whole()
+            .map_err(|e| format!("the disk cannot be opened: {e}"))?;
+        Ok(())
+    }
+}
+
+fn order(release: &Release, named: bool, goal: Goal) -> Order {
+    Order { candidate: summary(release), named, below_floor: false, goal }
+}
+
+fn is(outcome: &Option<crate::lifecycle::Outcome>, reason: Reason) -> bool {
+    outcome.as_ref().and_then(|outcome| outcome.why.as_ref()).is_some_and(|why| why.reason == reason)
+}

@@ -1,0 +1,102 @@
+//! What can be seen of the machine, gathered in the order of belief.
+//!
+//! Not here: what follows from it. Rule: a slot's content is what its re-verified passport says; one that does not
+//! verify is no content at all, and its problem is told.
+
+use switchback_bootloader::boot_state::BootState;
+use switchback_bootloader::record::Bootloader;
+use switchback_partitions::slot::Slot;
+
+use super::{Failure, chain, host_reason};
+use crate::facts::Facts;
+use crate::host::Machine;
+use crate::init::stage::{self, Mark};
+use crate::install::{InstallError, PASSPORT, Passport, Release};
+use crate::lifecycle::{self, Moment, Observation, Stage};
+use crate::reason::Reason;
+use crate::trust::Policy;
+
+/// An observation with what was seen on the way to it.
+pub struct Seen {
+    /// What `step` is given.
+    pub observation: Observation,
+    /// The verified release of each slot.
+    pub releases: [Option<Release>; 2],
+    /// Why a slot's passport cannot be used.
+    pub problems: [Option<String>; 2],
+    /// The witness's words.
+    pub evidence: String,
+    /// The bootloader's name.
+    pub bootloader: &'static str,
+}
+
+/// Looks at everything.
+pub fn observe(machine: &dyn Machine, trust: &Policy, facts: &Facts) -> Result<Seen, Failure> {
+    let witness = machine.running().map_err(|e| Failure::before(host_reason(&e), e))?;
+    let bootloader = machine.bootloader().map_err(|e| Failure::before(host_reason(&e), e))?;
+    let boot: BootState = bootloader.read().map_err(|e| Failure::before(Reason::BootRecordFailed, e))?;
+    let mut releases = [None, None];
+    let mut problems = [None, None];
+    for slot in Slot::ALL {
+        match passport(&*bootloader, slot, trust) {
+            Ok(release) => releases[slot.index()] = release,
+            Err(error) => problems[slot.index()] = Some(chain(&error)),
+        }
+    }
+    let mut known = facts.known().clone();
+    for slot in Slot::ALL {
+        // A mark that cannot be read is a mark that was not left: it only makes the reason less exact.
+        for mark in Mark::read_all(machine.state_dir(), slot).unwrap_or_default() {
+            let reached = match mark.stage {
+                stage::Stage::Initramfs => Stage::Initramfs,
+                stage::Stage::RootMounted => Stage::RootMounted,
+                _ => Stage::BootCheck,
+            };
+            known.marks.insert(mark.boot_id, (slot, reached));
+        }
+    }
+    let observation = Observation {
+        running: witness.slot,
+        boot,
+        slots: [0, 1].map(|index| releases[index].as_ref().map(summary)),
+        now: now(witness.boot_id),
+        known,
+    };
+    Ok(Seen { observation, releases, problems, evidence: witness.evidence, bootloader: bootloader.name() })
+}
+
+/// A release as `lifecycle` knows it.
+pub fn summary(release: &Release) -> lifecycle::Release {
+    lifecycle::Release {
+        digest: release.digest,
+        version: release.config.version.clone(),
+        security_version: release.config.security_version,
+    }
+}
+
+/// The moment, in this boot.
+pub fn now(boot_id: String) -> Moment {
+    let unix_secs = u64::try_from(jiff::Timestamp::now().as_second()).unwrap_or(0);
+    // CLOCK_BOOTTIME never jumps and counts a suspended machine's time too.
+    let uptime_secs = nix::time::clock_gettime(nix::time::ClockId::CLOCK_BOOTTIME)
+        .map_or(0, |time| u64::try_from(time.tv_sec()).unwrap_or(0));
+    Moment { boot_id, uptime_secs, unix_secs }
+}
+
+/// The verified release that a slot's documents name; `None` when the slot has none.
+fn passport(
+    bootloader: &dyn Bootloader,
+    slot: Slot,
+    trust: &Policy,
+) -> Result<Option<Release>, InstallError> {
+    let mut documents = Vec::new();
+    for (name, limit) in PASSPORT {
+        match bootloader.passport(slot, name, limit)? {
+            Some(bytes) => documents.push(bytes),
+            None => return Ok(None),
+        }
+    }
+    let [manifest, config, signatures] =
+        <[Vec<u8>; 3]>::try_from(documents).map_err(|_| InstallError::Worker)?;
+    Release::from_passport(Passport { manifest, config, signatures }, trust).map(Some)
+}

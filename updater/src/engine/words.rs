@@ -1,0 +1,118 @@
+//! What is seen and known, put into the answers' words.
+//!
+//! Not here: decisions. Rule: every sentence follows from the observation and the state alone.
+
+use switchback_bootloader::boot_state::SlotBoot;
+use switchback_partitions::slot::Slot;
+
+use super::answers::{HistoryEntry, SlotStatus};
+use super::observe::Seen;
+use crate::facts::{self, Happened};
+use crate::install::Release;
+use crate::lifecycle::{Phase, Purpose, Verdict};
+
+/// One slot's line of `status`.
+pub(super) fn slot_status(seen: &Seen, slot: Slot) -> SlotStatus {
+    let release = seen.releases[slot.index()].as_ref();
+    let quarantine = &seen.observation.known.quarantine;
+    SlotStatus {
+        slot,
+        running: seen.observation.running == slot,
+        boot: seen.observation.boot.slot(slot),
+        release: release.map(Release::name),
+        security_version: release.map(|release| release.config.security_version),
+        quarantined: release.is_some_and(|release| quarantine.contains_key(&release.digest)),
+        problem: seen.problems[slot.index()].clone(),
+    }
+}
+
+/// What stands in the way of an update.
+pub(super) fn blockers(seen: &Seen) -> Vec<String> {
+    let running = seen.observation.running;
+    let mut blockers = Vec::new();
+    if seen.observation.boot.slot(running) != SlotBoot::Good {
+        blockers
+            .push(format!("slot {running} runs and is not confirmed: the other slot is the only way back"));
+    }
+    if let Some(problem) = &seen.problems[running.index()] {
+        blockers.push(format!("the running slot's documents do not verify: {problem}"));
+    }
+    blockers
+}
+
+/// What happens next, if nobody does anything.
+pub(super) fn next_sentence(phase: &Phase, seen: &Seen) -> String {
+    let trial = |purpose: &Purpose| match purpose {
+        Purpose::Update => "the trial of",
+        Purpose::Rollback { .. } => "the way back to",
+    };
+    match phase {
+        Phase::Idle if seen.observation.boot.slot(seen.observation.running) != SlotBoot::Good => {
+            "`switchback boot-check` judges the running slot".into()
+        }
+        Phase::Idle => "nothing; `switchback check` asks for a newer release".into(),
+        Phase::Installing { release, slot, .. } => {
+            format!("{} is not whole in slot {slot}; `switchback update` continues", release.version)
+        }
+        Phase::Staged { release, slot, .. } => {
+            format!("{} waits in slot {slot}; `switchback update` arms it", release.version)
+        }
+        Phase::Armed { release, slot, purpose, .. } => {
+            format!("the next reboot starts {} {} in slot {slot}", trial(purpose), release.version)
+        }
+        Phase::OnTrial { .. } => "`switchback boot-check` judges the running slot".into(),
+        Phase::RollingBack { .. } => "the next reboot returns to the other slot".into(),
+    }
+}
+
+impl Phase {
+    /// The phase in a word, for `status` and logs.
+    pub fn name(&self) -> &'static str {
+        match self {
+            Phase::Idle => "idle",
+            Phase::Installing { .. } => "installing",
+            Phase::Staged { .. } => "staged",
+            Phase::Armed { .. } => "armed",
+            Phase::OnTrial { .. } => "on-trial",
+            Phase::RollingBack { .. } => "rolling-back",
+        }
+    }
+}
+
+/// One line of history.
+pub(super) fn history_entry(entry: &facts::Entry) -> HistoryEntry {
+    let at = i64::try_from(entry.at_unix_secs).ok().and_then(|secs| jiff::Timestamp::from_second(secs).ok());
+    let at = at.unwrap_or_default();
+    let outcome = match &entry.what {
+        Happened::Outcome(outcome) => outcome,
+        Happened::Released(digest) => {
+            return HistoryEntry {
+                at,
+                what: "released".into(),
+                version: String::new(),
+                digest: Some(*digest),
+                slot: None,
+                reason: None,
+                detail: "taken out of quarantine by an operator".into(),
+            };
+        }
+    };
+    let what = match outcome.verdict {
+        Verdict::Confirmed => "confirmed",
+        Verdict::RolledBack => "rolled-back-to",
+        Verdict::Returned => "returned-from",
+        Verdict::Inconclusive => "inconclusive",
+        Verdict::Stranded => "stranded",
+        Verdict::NotInstalled => "not-installed",
+    };
+    let left = outcome.left.as_ref().map(|left| format!("{} is held back", left.version));
+    HistoryEntry {
+        at,
+        what: what.into(),
+        version: outcome.release.as_ref().map_or_else(|| "unknown".into(), |release| release.version.clone()),
+        digest: outcome.release.as_ref().map(|release| release.digest),
+        slot: Some(outcome.slot),
+        reason: outcome.why.as_ref().map(|why| why.reason),
+        detail: outcome.why.as_ref().map(|why| why.detail.clone()).or(left).unwrap_or_default(),
+    }
+}

@@ -1,0 +1,122 @@
+//! A release whose signature, kind and requirements were checked: what an install starts from.
+//!
+//! Not here: how signatures are judged (`trust`), the slot. Rule: nothing of this module writes to the disk; a release
+//! that is refused here leaves every byte of it as it was.
+
+use serde::Serialize;
+
+use super::InstallError;
+use crate::digest::Digest;
+use crate::image::config::{CONFIG_BYTES_MAX, OsConfig};
+use crate::image::index::Index;
+use crate::image::manifest::{MANIFEST_BYTES_MAX, OsManifest};
+use crate::registry::{Registry, evidence};
+use crate::trust::{Evidence, Policy, Verified, verify};
+
+/// Bound of the stored signatures of one release in bytes.
+const SIGNATURES_BYTES_MAX: u64 = 4 * 1024 * 1024;
+
+/// Names of the passport's documents in a slot's folder.
+pub const PASSPORT: [(&str, u64); 3] = [
+    ("manifest.json", MANIFEST_BYTES_MAX),
+    ("config.json", CONFIG_BYTES_MAX),
+    ("signatures.json", SIGNATURES_BYTES_MAX),
+];
+
+/// The signed documents of a release as they came, kept beside the slot's boot files.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Passport {
+    /// The OS image's manifest.
+    pub manifest: Vec<u8>,
+    /// Its config.
+    pub config: Vec<u8>,
+    /// The signatures over the manifest's digest, as JSON of [`Evidence`].
+    pub signatures: Vec<u8>,
+}
+
+impl Passport {
+    /// The documents with their file names, for the bootloader backend that stores them.
+    pub fn documents(&self) -> Vec<(String, Vec<u8>)> {
+        let bytes = [&self.manifest, &self.config, &self.signatures];
+        PASSPORT.iter().zip(bytes).map(|((name, _), bytes)| (name.to_string(), bytes.clone())).collect()
+    }
+}
+
+/// A verified release.
+#[derive(Debug, Clone)]
+pub struct Release {
+    /// Digest of the OS image's manifest: what was signed and what is quarantined.
+    pub digest: Digest,
+    /// The manifest.
+    pub manifest: Verified<OsManifest>,
+    /// The config.
+    pub config: Verified<OsConfig>,
+    /// The documents as they came.
+    pub passport: Passport,
+}
+
+/// A release in a few words, for state, history and answers.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct ReleaseName {
+    /// `name` of the signed config.
+    pub name: String,
+    /// `version` of the signed config.
+    pub version: String,
+    /// Its digest.
+    pub digest: Digest,
+}
+
+impl Release {
+    /// Fetches signature, manifest and config of `digest`, in that order: nothing else is read before the signature holds.
+    pub async fn fetch(
+        registry: &dyn Registry,
+        digest: Digest,
+        policy: &Policy,
+    ) -> Result<Release, InstallError> {
+        let found = evidence::collect(registry, &digest).await?;
+        let signed = verify(policy, &digest, &found)?;
+        let manifest_bytes = registry.manifest(&digest, MANIFEST_BYTES_MAX).await?;
+        let manifest = signed.open_manifest(&manifest_bytes)?;
+        let config_bytes = registry.blob(&manifest.config, CONFIG_BYTES_MAX).await?;
+        let config = manifest.open_config(&config_bytes)?;
+        let signatures = serde_json::to_vec(&found).map_err(|_| InstallError::Worker)?;
+        let passport = Passport { manifest: manifest_bytes, config: config_bytes, signatures };
+        Ok(Release { digest, manifest, config, passport })
+    }
+
+    /// Verifies a passport again, as `rollback` and every start do: the files lay where anyone with root could write.
+    pub fn from_passport(passport: Passport, policy: &Policy) -> Result<Release, InstallError> {
+        let digest = Digest::of(&passport.manifest);
+        let found: Vec<Evidence> = serde_json::from_slice(&passport.signatures)
+            .map_err(|source| InstallError::Passport { source })?;
+        let manifest = verify(policy, &digest, &found)?.open_manifest(&passport.manifest)?;
+        let config = manifest.open_config(&passport.config)?;
+        Ok(Release { digest, manifest, config, passport })
+    }
+
+    /// Name, version and digest.
+    pub fn name(&self) -> ReleaseName {
+        ReleaseName {
+            name: self.config.name.clone(),
+            version: self.config.version.clone(),
+            digest: self.digest,
+        }
+    }
+
+    /// The chunk index of each slot layer, in the manifest's order, checked against manifest and config.
+    pub async fn indexes(&self, registry: &dyn Registry) -> Result<Vec<Index>, InstallError> {
+        let mut indexes = Vec::new();
+        for layer in &self.manifest.slots {
+            let raw = self.slot_bytes(&layer.name)?;
+            let bytes = registry.blob(&layer.index, Index::blob_bytes_max(raw)).await?;
+            indexes.push(Index::parse(&bytes, raw, layer.blob.size)?);
+        }
+        Ok(indexes)
+    }
+
+    /// Raw bytes of the slot partition `name`, from the signed config.
+    pub fn slot_bytes(&self, name: &str) -> Result<u64, InstallError> {
+        let slot = self.config.slots.iter().find(|slot| slot.name == name);
+        slot.map(|slot| slot.bytes).ok_or_else(|| InstallError::NoSuchSlot { name: name.to_string() })
+    }
+}

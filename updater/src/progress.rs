@@ -1,0 +1,53 @@
+//! What long work tells the person who waits, and how that person stops it.
+//!
+//! Not here: bars or JSON (`cli::progress`). Rule: work asks `stopped` at every chunk and leaves everything resumable.
+
+use serde::Serialize;
+
+/// The phases of long work: those of an update in their order, then the author's.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Phase {
+    /// Finding the release, its signature, its index.
+    Check,
+    /// Comparing what an earlier, interrupted run left in the slot.
+    Compare,
+    /// Fetching, verifying and writing the slot.
+    Write,
+    /// Fetching the boot files.
+    Boot,
+    /// Reading all of it back.
+    Prove,
+    /// The author's side: cutting a root into chunks and compressing them.
+    Chunk,
+    /// The author's side: copying a release.
+    Push,
+}
+
+/// Listens to long work. All calls may come from several threads.
+pub trait Progress: Send + Sync {
+    /// A phase begins; `total` bytes are ahead (0 = unknown).
+    fn begin(&self, phase: Phase, total: u64);
+    /// `bytes` more are done.
+    fn advance(&self, bytes: u64);
+    /// The phase ended.
+    fn end(&self);
+    /// A sentence for the person.
+    fn say(&self, sentence: &str);
+    /// True once the person asked to stop (Ctrl-C).
+    fn stopped(&self) -> bool;
+}
+
+/// Says nothing and never stops: for tests and for callers that only want the answer.
+#[derive(Debug, Default)]
+pub struct Silent;
+
+impl Progress for Silent {
+    fn begin(&self, _: Phase, _: u64) {}
+    fn advance(&self, _: u64) {}
+    fn end(&self) {}
+    fn say(&self, _: &str) {}
+    fn stopped(&self) -> bool {
+        false
+    }
+}

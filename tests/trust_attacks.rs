@@ -102,6 +102,17 @@ async fn a_key_that_cosign_made_is_accepted_from_signature_to_config() {
 }
 
 #[tokio::test]
+async fn a_payload_that_is_a_referrer_is_found_too() {
+    let yard = Yard::open();
+    let key = yard.signers.p256("referrer").unwrap();
+    let (at, release, image) = yard.release("referrer").await;
+    yard.signers.sign_as_referrer(&key, &image).unwrap();
+    let found = evidence::collect(&at, &release.digest).await.unwrap();
+    assert!(matches!(found.as_slice(), [Evidence::SimpleSigning { .. }]), "{found:?}");
+    verified(&at, &release.digest, &[&key], 1).await.unwrap();
+}
+
+#[tokio::test]
 async fn what_switchback_signs_is_accepted_by_cosign() {
     let yard = Yard::open();
     for kind in [KeyKind::P256, KeyKind::Ed25519] {

@@ -74,6 +74,14 @@ impl Signers {
         self.offline(cosign, "sign", key, &[image]).map(drop)
     }
 
+    /// Signs `image` with cosign 2 in its referrers mode: the payload of the one form in the place of the other.
+    pub fn sign_as_referrer(&self, key: &Key, image: &str) -> Result<()> {
+        let mut command = self.command(Cosign::Two);
+        command.env("COSIGN_EXPERIMENTAL", "1").args(["sign", "--yes", "--tlog-upload=false"]);
+        command.args(["--allow-http-registry", "--registry-referrers-mode=oci-1-1", "--key"]);
+        tools::run(command.arg(&key.private).arg(image)).map(drop)
+    }
+
     /// Attests something about `image` that is no approval: a list of its parts.
     pub fn attest_parts(&self, cosign: Cosign, key: &Key, image: &str) -> Result<()> {
         let parts = self.folder.join("parts.spdx.json");

@@ -248,3 +248,6 @@ mod base64_text {
         STANDARD.decode(String::deserialize(from)?).map_err(serde::de::Error::custom)
     }
 }
+
+#[cfg(test)]
+mod tests;

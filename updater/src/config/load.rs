@@ -10,6 +10,7 @@ use toml::de::{DeTable, DeValue};
 use toml::{Table, Value};
 
 use super::{BootBackend, CONFIG_PATH, Check, Config, MachineKind};
+use crate::reason::Reason;
 
 /// The longest configuration file that is read, in bytes.
 pub const CONFIG_BYTES_MAX: u64 = 1 << 20;
@@ -60,6 +61,13 @@ pub enum ConfigError {
         /// What is missing.
         problem: String,
     },
+}
+
+impl ConfigError {
+    /// The public reason.
+    pub fn reason(&self) -> Reason {
+        Reason::ConfigInvalid
+    }
 }
 
 /// One file, read and found to be well-formed.

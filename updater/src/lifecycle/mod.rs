@@ -218,6 +218,8 @@ pub enum Stage {
     RootMounted,
     /// The health checks began.
     BootCheck,
+    /// The trial's deadline passed without a verdict, and the start was ended on purpose.
+    DeadlinePassed,
     /// The kernel panicked (from a crash record that the next boot found).
     Panicked,
 }
@@ -233,7 +235,8 @@ pub struct Known {
     pub released: BTreeSet<Digest>,
     /// The release that an operator rolled back from.
     pub hold: Option<Hold>,
-    /// Marks left by trial boots since the last outcome: boot id → slot and furthest stage.
+    /// Marks left by the starts of the present trial: boot id → slot and furthest stage. Marks of an earlier release in
+    /// that slot must not be among them: they would make a crash look like power cuts.
     pub marks: BTreeMap<String, (Slot, Stage)>,
     /// The number that the next outcome gets.
     pub next_seq: u64,
@@ -374,7 +377,7 @@ pub enum Action {
     },
     /// Restart the machine.
     Reboot,
-    /// Run the health checks.
+    /// Mark the start ([`Stage::BootCheck`]), then run the health checks.
     RunHealth {
         /// The uptime in seconds at which the trial has failed, whatever the checks say.
         deadline_uptime_secs: u64,

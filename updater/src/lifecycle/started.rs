@@ -229,6 +229,9 @@ fn evidence(state: &State, seen: &Observation, policy: &Policy) -> Why {
     if stages.contains(&Stage::Panicked) {
         return Why::new(Reason::Panicked, detail);
     }
+    if stages.contains(&Stage::DeadlinePassed) {
+        return Why::new(Reason::DeadlineMissed, detail);
+    }
     let all_alike = stages.windows(2).all(|pair| pair[0] == pair[1]);
     let reason = match stages.first() {
         _ if starts < 2 || seen.known.lost || !all_alike => Reason::Inconclusive,
@@ -236,7 +239,7 @@ fn evidence(state: &State, seen: &Observation, policy: &Policy) -> Why {
         Some(_) if stages.len() < starts => Reason::Inconclusive,
         Some(Stage::Initramfs) => Reason::DiedInInitramfs,
         Some(Stage::RootMounted) => Reason::DiedAfterRoot,
-        Some(Stage::BootCheck | Stage::Panicked) => Reason::DiedInBootCheck,
+        Some(Stage::BootCheck | Stage::DeadlinePassed | Stage::Panicked) => Reason::DiedInBootCheck,
     };
     Why::new(reason, detail)
 }

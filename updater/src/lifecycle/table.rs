@@ -392,6 +392,32 @@ fn an_inconclusive_trial_is_repeated_twice_with_a_back_off_that_a_wrong_clock_ca
 }
 
 #[test]
+fn what_a_trial_died_of_is_read_from_its_marks() {
+    use Reason::*;
+    use Stage::{BootCheck, DeadlinePassed, Initramfs, RootMounted};
+    for (marks, reason, why) in [
+        (&[][..], DiedEarly, "three starts, no mark"),
+        (&[Initramfs; 3][..], DiedInInitramfs, "always there"),
+        (&[RootMounted; 3], DiedAfterRoot, "always there"),
+        (&[BootCheck; 3], DiedInBootCheck, "always there"),
+        (&[RootMounted; 2], Inconclusive, "one start ended elsewhere, before its mark"),
+        (&[RootMounted, BootCheck, RootMounted], Inconclusive, "as power cuts do"),
+        (&[RootMounted, Stage::Panicked], Panicked, "a crash record is believed at once"),
+        (&[RootMounted, DeadlinePassed], DeadlineMissed, "ended on purpose"),
+    ] {
+        let mut seen = seen(Slot::A, SlotBoot::Good, SlotBoot::Bad);
+        for (at, stage) in marks.iter().enumerate() {
+            seen.known.marks.insert(format!("t{at}"), (Slot::B, *stage));
+        }
+        let armed = state(phases().remove(3).1);
+        let found = |seen: &Observation| start(&armed, seen).0.last.unwrap().why.unwrap().reason;
+        assert_eq!(found(&seen), reason, "{why}");
+        seen.known.lost = true;
+        assert!(marks.len() > 2 || found(&seen) != DiedEarly, "lost facts prove nothing");
+    }
+}
+
+#[test]
 fn a_rollback_holds_what_was_left_until_it_is_named_or_a_newer_one_is_confirmed() {
     let mut known = Known::default();
     let outcome = |verdict, version: &str, left: Option<Release>| Outcome {

@@ -58,6 +58,7 @@ impl Machine {
     /// The program, told of this machine.
     pub fn command(&self, arguments: &[&str]) -> Command {
         let mut command = Command::new(&self.switchback);
+        command.env("SWITCHBACK_PROGRESS", "none");
         command.arg("--config").arg(self.folder.join("config.toml")).args(arguments);
         command
     }

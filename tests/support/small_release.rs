@@ -54,6 +54,7 @@ impl Desk {
     /// The author's command, run in the desk's folder.
     pub fn command(&self, arguments: &[&str]) -> Command {
         let mut command = Command::new(&self.switchback);
+        command.env("SWITCHBACK_PROGRESS", "none");
         command.current_dir(&self.folder).args(arguments);
         command
     }

@@ -20,12 +20,15 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
                   above by reason (see the book, \"Reasons\").\n\nStart with: switchback status"
 )]
 pub struct Cli {
-    /// Configuration file; `config.d/*.toml` beside it is read too
-    #[arg(long, global = true, value_name = "FILE", default_value = "/etc/switchback/config.toml")]
-    pub config: PathBuf,
-    /// Print one JSON document instead of sentences (progress becomes JSON lines on standard error)
+    /// Configuration file [default: /etc/switchback/config.toml]; `config.d/*.toml` beside it is read too
+    #[arg(long, global = true, value_name = "FILE")]
+    pub config: Option<PathBuf>,
+    /// Print one JSON document instead of sentences
     #[arg(long, global = true)]
     pub json: bool,
+    /// How long work shows on standard error: a bar on a terminal and JSON lines elsewhere, unless said otherwise
+    #[arg(long, global = true, value_enum, default_value_t, env = "SWITCHBACK_PROGRESS")]
+    pub progress: ProgressStyle,
     /// Exit with 2 instead of 0 when something was changed
     #[arg(long, global = true)]
     pub detailed_exitcode: bool,
@@ -35,6 +38,20 @@ pub struct Cli {
     /// The verb.
     #[command(subcommand)]
     pub verb: Verb,
+}
+
+/// How long work shows.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, ValueEnum)]
+pub enum ProgressStyle {
+    /// A bar on a terminal, JSON lines elsewhere
+    #[default]
+    Auto,
+    /// A bar with bytes, speed and remaining time
+    Bar,
+    /// One JSON document a line
+    Json,
+    /// Sentences only
+    None,
 }
 
 /// The verbs.

@@ -17,7 +17,7 @@ use clap::Parser as _;
 use self::args::{Cli, Verb};
 use self::progress::Display;
 use crate::config::Config;
-use crate::engine::answers::{Answer, Reach, Request};
+use crate::engine::answers::{Answer, BootVerdict, Reach, Request};
 use crate::engine::{Engine, Failure};
 use crate::reason::{Reason, Why};
 
@@ -88,7 +88,7 @@ fn finish(cli: &Cli, result: Result<Output, Failure>) -> ExitCode {
 }
 
 fn run(cli: &Cli) -> Result<Output, Failure> {
-    let progress = Display::new(cli.json).map_err(|e| Failure::before(Reason::Internal, e))?;
+    let progress = Display::new(cli.progress, cli.json).map_err(|e| Failure::before(Reason::Internal, e))?;
     let request = match &cli.verb {
         Verb::Status => Request::Status,
         Verb::Check(source) => Request::Check { to: source.to.clone() },
@@ -112,7 +112,11 @@ fn run(cli: &Cli) -> Result<Output, Failure> {
             return Err(Failure::refused(Why::new(Reason::NotSupported, detail)));
         }
     };
-    let config = Config::load(&cli.config).map_err(|e| Failure::before(Reason::ConfigInvalid, e))?;
+    let config = match &cli.config {
+        Some(path) => Config::load(path),
+        None => Config::load_default(),
+    };
+    let config = config.map_err(|e| Failure::before(Reason::ConfigInvalid, e))?;
     let machine =
         crate::host::open(&config).map_err(|e| Failure::before(crate::engine::host_reason(&e), e))?;
     let looks_only = matches!(
@@ -136,6 +140,12 @@ fn reach(dry_run: bool, stage: bool, reboot: bool) -> Reach {
 fn output(answer: &Answer) -> Output {
     let reason = match answer {
         Answer::Health(report) => report.why().map(|why| why.reason),
+        // Not success: `boot-complete.target` must not be reached, or systemd would bless the entry that was left.
+        Answer::BootCheck(check)
+            if matches!(check.verdict, BootVerdict::Returning | BootVerdict::Stranded) =>
+        {
+            Some(check.reason.unwrap_or(Reason::HealthFailed))
+        }
         _ => None,
     };
     Output {

@@ -7,8 +7,9 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-use indicatif::{ProgressBar, ProgressStyle};
+use indicatif::ProgressBar;
 
+use super::args::ProgressStyle;
 use crate::progress::{Phase, Progress};
 
 /// JSON progress lines come at most this often.
@@ -38,12 +39,13 @@ struct Running {
 }
 
 impl Display {
-    /// A bar on a terminal, JSON lines with `json`, plain sentences else. Ctrl-C and SIGTERM ask the work to stop.
-    pub fn new(json: bool) -> std::io::Result<Display> {
-        let style = match (json, std::io::stderr().is_terminal()) {
-            (true, _) => Style::Lines,
-            (false, true) => Style::Bar,
-            (false, false) => Style::Sentences,
+    /// Ctrl-C and SIGTERM ask the work to stop.
+    pub fn new(wanted: ProgressStyle, json: bool) -> std::io::Result<Display> {
+        let style = match (wanted, std::io::stderr().is_terminal()) {
+            (ProgressStyle::Bar, _) => Style::Bar,
+            (ProgressStyle::None, _) => Style::Sentences,
+            (ProgressStyle::Auto, true) if !json => Style::Bar,
+            (ProgressStyle::Auto | ProgressStyle::Json, _) => Style::Lines,
         };
         let stopped = Arc::new(AtomicBool::new(false));
         for signal in [signal_hook::consts::SIGINT, signal_hook::consts::SIGTERM] {
@@ -89,7 +91,7 @@ impl Progress for Display {
         let bar = (self.style == Style::Bar).then(|| {
             let bar = ProgressBar::new(total).with_message(title(phase));
             let template = "  {msg:<24} [{bar:24}] {bytes}/{total_bytes} {bytes_per_sec} {eta}";
-            if let Ok(style) = ProgressStyle::with_template(template) {
+            if let Ok(style) = indicatif::ProgressStyle::with_template(template) {
                 bar.set_style(style.progress_chars("=> "));
             }
             bar

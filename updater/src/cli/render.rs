@@ -194,6 +194,12 @@ fn boot_check(answer: &BootCheck) -> String {
         BootVerdict::Confirmed => format!("{name} in slot {} is healthy and confirmed.", answer.slot),
         BootVerdict::Returning => format!("{name} in slot {} failed its trial: going back.", answer.slot),
         BootVerdict::Returned => format!("The machine came back: {name} runs in slot {}.", answer.slot),
+        BootVerdict::Stranded => {
+            format!(
+                "{name} in slot {} is not well, and the other slot holds nothing to return to.",
+                answer.slot
+            )
+        }
         BootVerdict::NotStarted => {
             format!("The armed release never started; {name} runs in slot {}.", answer.slot)
         }

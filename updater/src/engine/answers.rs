@@ -245,6 +245,8 @@ pub enum BootVerdict {
     Returned,
     /// The release that was armed never started.
     NotStarted,
+    /// Unfit, with nowhere to return to: the machine stays up.
+    Stranded,
 }
 
 /// The answer to `boot-check`.

@@ -157,6 +157,7 @@ impl Engine<'_> {
             Some(Verdict::Returned) if self.run.health.is_some() => BootVerdict::Returning,
             Some(Verdict::Returned) if is(&outcome, Reason::LoaderRefused) => BootVerdict::NotStarted,
             Some(Verdict::Returned | Verdict::Inconclusive) => BootVerdict::Returned,
+            Some(Verdict::Stranded) => BootVerdict::Stranded,
             _ => BootVerdict::Nothing,
         };
         let why = outcome.and_then(|outcome| outcome.why);
@@ -184,6 +185,10 @@ impl Engine<'_> {
     /// Every start is a recovery: what an interrupted run or a reboot left is settled before a new order.
     fn settle(&mut self) -> Result<(), Failure> {
         let seen = self.observe()?;
+        if seen.observation.boot.slot(seen.observation.running) != SlotBoot::Good {
+            // A trial is judged by `boot-check` alone: an operator's order must neither confirm nor end it in passing.
+            return Ok(());
+        }
         self.drive(Event::Started(Box::new(seen.observation)), Reach::Stage, &self.policy(false))?;
         Ok(())
     }

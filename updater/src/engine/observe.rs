@@ -50,6 +50,7 @@ pub fn observe(machine: &dyn Machine, trust: &Policy, facts: &Facts) -> Result<S
             let reached = match mark.stage {
                 stage::Stage::Initramfs => Stage::Initramfs,
                 stage::Stage::RootMounted => Stage::RootMounted,
+                stage::Stage::DeadlinePassed => Stage::DeadlinePassed,
                 _ => Stage::BootCheck,
             };
             known.marks.insert(mark.boot_id, (slot, reached));

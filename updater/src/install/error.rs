@@ -59,7 +59,7 @@ pub enum InstallError {
     #[error("while fetching: the body ended {missing} bytes early")]
     ShortBody {
         /// Bytes that did not come.
-        missing: usize,
+        missing: u64,
     },
     /// The slot's partition cannot be read.
     #[error("while reading the slot")]

@@ -121,6 +121,7 @@ impl Install<Cleared> {
             let (file, fetched) =
                 runtime.block_on(boot_files::fetch(registry, layer, &self.target.state_dir, progress))?;
             self.traffic.fetched += fetched;
+            self.traffic.requests += u64::from(fetched > 0);
             files.push(file);
         }
         self.target.bootloader.prepare(self.target.slot.slot(), &boot_set(&self.release, files))?;

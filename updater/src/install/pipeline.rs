@@ -144,7 +144,11 @@ impl SlotJob<'_> {
                 FrameBody::Chunks(_) if *kept => Piece::Kept,
                 FrameBody::Chunks(_) => {
                     if body.as_ref().is_none_or(|body| body.end <= frame.blob_offset) {
-                        let span = spans.next().ok_or(InstallError::Worker)?;
+                        let mut span = spans.next().ok_or(InstallError::Worker)?;
+                        if !self.registry.serves_ranges() {
+                            // Each range would cost a pass over the whole blob: the rest is taken in one.
+                            span.end = self.blob.size;
+                        }
                         requests += 1;
                         bytes += span.end - span.start;
                         body = Some(Body::open(self.registry, self.blob, span).await?);
@@ -264,23 +268,23 @@ impl Body {
         Ok(Body { stream, buffer: Vec::new(), at, end })
     }
 
-    /// The bytes of one frame; what lies before it in the range is passed over.
+    /// The bytes of one frame; what lies before it in the range is passed over as it comes, never collected.
     async fn take(&mut self, frame: Range<u64>) -> Result<Vec<u8>, InstallError> {
-        let skip = frame.start - self.at;
-        let want = (frame.end - self.at) as usize;
-        while self.buffer.len() < want {
-            let piece = self
-                .stream
-                .next()
-                .await
-                .ok_or(InstallError::ShortBody { missing: want - self.buffer.len() })?;
+        let want = (frame.end - frame.start) as usize;
+        loop {
+            let before = frame.start.saturating_sub(self.at).min(self.buffer.len() as u64) as usize;
+            self.buffer.drain(..before);
+            self.at += before as u64;
+            if self.at == frame.start && self.buffer.len() >= want {
+                break;
+            }
+            let piece =
+                self.stream.next().await.ok_or(InstallError::ShortBody { missing: frame.end - self.at })?;
             self.buffer.extend_from_slice(&piece?);
         }
         let rest = self.buffer.split_off(want);
-        let mut taken = std::mem::replace(&mut self.buffer, rest);
-        taken.drain(..skip as usize);
         self.at = frame.end;
-        Ok(taken)
+        Ok(std::mem::replace(&mut self.buffer, rest))
     }
 }
 

@@ -31,6 +31,8 @@ const MACHINES_MAX: usize = 2;
 pub struct Hardware {
     /// An i6300esb watchdog that resets the machine.
     pub watchdog: bool,
+    /// Show the console on standard output as it comes.
+    pub echo: bool,
     /// The text that a guest reads as its serial number: tells it which registry is its own.
     pub serial_number: String,
 }
@@ -77,7 +79,7 @@ impl Machine {
         let console = child.stdout.take().context("QEMU has no output")?;
         let mut log = self.log("serial.log")?;
         writeln!(log, "=== switched on, time {} ===", self.starts)?;
-        let console = Serial::read(console, Some(log), started);
+        let console = Serial::read(console, Some(log), self.hardware.echo, started);
         let channel = match connect(&socket, &mut child) {
             Ok(channel) => channel,
             Err(error) => {
@@ -86,7 +88,7 @@ impl Machine {
                 return Err(error);
             }
         };
-        let answers = Serial::read(channel.try_clone()?, None, started);
+        let answers = Serial::read(channel.try_clone()?, None, false, started);
         let commands = Mutex::new(Commands { channel, sent: 0, read: 0, log: self.log("commands.log")? });
         let said = self.folder.join("qemu.log");
         Ok(Vm { child, console, answers, commands, said, started, _sockets: sockets, _permit: permit })

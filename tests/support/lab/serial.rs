@@ -44,8 +44,13 @@ struct State {
 }
 
 impl Serial {
-    /// Reads `source` on a thread until it ends, and writes each line to `log` too.
-    pub fn read(mut source: impl Read + Send + 'static, mut log: Option<File>, started: Instant) -> Serial {
+    /// Reads `source` on a thread until it ends, and writes each line to `log` too, and with `echo` to standard output.
+    pub fn read(
+        mut source: impl Read + Send + 'static,
+        mut log: Option<File>,
+        echo: bool,
+        started: Instant,
+    ) -> Serial {
         let serial = Serial { shared: Arc::default() };
         let kept = serial.clone();
         std::thread::spawn(move || {
@@ -55,17 +60,17 @@ impl Serial {
                 pending.extend_from_slice(&buffer[..count]);
                 while let Some(end) = line_end(&pending) {
                     let bytes: Vec<u8> = pending.drain(..=end).collect();
-                    kept.push(&bytes, started, &mut log);
+                    kept.push(&bytes, started, &mut log, echo);
                 }
             }
-            kept.push(&pending, started, &mut log);
+            kept.push(&pending, started, &mut log, echo);
             kept.lock().closed = true;
             kept.shared.changed.notify_all();
         });
         serial
     }
 
-    fn push(&self, bytes: &[u8], started: Instant, log: &mut Option<File>) {
+    fn push(&self, bytes: &[u8], started: Instant, log: &mut Option<File>, echo: bool) {
         let text = plain(&String::from_utf8_lossy(bytes));
         if text.is_empty() {
             return;
@@ -74,6 +79,9 @@ impl Serial {
         if let Some(log) = log {
             // A full disk must not end the reading; the test ends by its own timeout.
             let _ = writeln!(log, "[{:8.2}] {text}", after.as_secs_f64());
+        }
+        if echo {
+            println!("    console [{:8.2}] {text}", after.as_secs_f64());
         }
         self.lock().lines.push(Line { after, text });
         self.shared.changed.notify_all();
@@ -162,7 +170,7 @@ mod tests {
     use super::*;
 
     fn reading(bytes: &'static [u8]) -> Serial {
-        Serial::read(bytes, None, Instant::now())
+        Serial::read(bytes, None, false, Instant::now())
     }
 
     #[test]

@@ -103,7 +103,7 @@ impl<'a> Scene<'a> {
             let ready = vm.wait_ready(Duration::from_secs(1));
             let failed = vm.console().wait_for("LAB-FAILED", from, Duration::ZERO).is_ok();
             ensure!(!failed, "`{command}` failed; the console:\n{}\n{}", vm.console().tail(), self.explain());
-            if ready.is_ok() || Instant::now() > deadline {
+            if ready.is_ok() || Instant::now() > deadline || vm.console().is_closed() {
                 return ready;
             }
         }

@@ -102,6 +102,11 @@ impl Serial {
         tail(&self.lock().lines)
     }
 
+    /// True when nothing more will come.
+    pub fn is_closed(&self) -> bool {
+        self.lock().closed
+    }
+
     /// How many lines match.
     pub fn count(&self, pattern: &str) -> Result<usize> {
         let pattern = Regex::new(pattern)?;

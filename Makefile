@@ -4,7 +4,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help build demo demo-boot test test-all boot-test check device lab lab-parts
+.PHONY: help build demo demo-boot test test-all boot-test check bench device lab lab-parts
 
 TARGET := x86_64-unknown-linux-gnu
 DEVICE := target/$(TARGET)/device/switchback
@@ -47,3 +47,7 @@ check:          ## format, lints, licences, the repository's own rules
 	cargo test --locked -q -p switchback-tests --test tidy
 	@if command -v cargo-deny >/dev/null; then cargo deny --offline check bans licenses sources; \
 	else echo "check: cargo-deny is not installed, so licences and bans went unchecked: cargo install cargo-deny"; fi
+
+bench: lab-parts  ## how fast a release is built and written to a disk, and in how much memory
+	cargo build --locked --release -p switchback
+	tests/tools/bench

@@ -103,12 +103,8 @@ pub fn build(recipe: &Recipe, key: &Path, layout: &Path) -> Result<()> {
     command.args(["image", "build", "--product", PRODUCT, "--name", "lab-os", "--version", recipe.version]);
     command.arg("--root").arg(root.path()).arg("--kernel").arg(kernel).arg("--modules-dir").arg(modules);
     command.arg("--init-binary").arg(tools::device_binary()?);
-    for module in ["virtio_net", "vfat", "nls_ascii", "nls_cp437", "efivarfs"] {
-        command.args(["--module", module]);
-    }
-    if recipe.kernel == Kernel::V6_12 {
-        command.args(["--module", "i6300esb"]);
-    }
+    // The rest of what a guest needs is in the default set.
+    command.args(["--module", "virtio_net"]);
     // `panic=-1`: a panic resets at once. A fast compression level: the lab's images are small and short-lived.
     command.args(["--cmdline", "console=ttyS0 quiet panic=-1 switchback.deadline=60", "--level", "3"]);
     command.arg("--output").arg(format!("oci:{}", layout.display()));
@@ -154,16 +150,19 @@ fn write_root(root: &Path, recipe: &Recipe, key: &Path) -> Result<()> {
     write(root, "bin/lab-health", HEALTH_SCRIPT, 0o755)
 }
 
-const CONFIG: &str = r#"product = "lab"
-source = "REGISTRY/REPOSITORY:stable"
-
-[registry]
+const CONFIG: &str = r#"[source]
+image = "REGISTRY/REPOSITORY:stable"
 plain_http = ["REGISTRY"]
+
+[machine]
+product = "lab"
 "#;
 
 const HEALTH: &str = r#"[[check]]
 name = "lab"
+kind = "command"
 command = ["/bin/lab-health"]
+timeout = "30s"
 "#;
 
 const HEALTH_SCRIPT: &str = r#"#!/bin/sh

@@ -163,6 +163,9 @@ fn run_one(lab: &Lab, scenario: &Scenario) -> Outcome {
         Ok(folder) => format!("{error:#}\nserial log, commands and disk: {}", folder.display()),
         Err(kept) => format!("{error:#}\nand the evidence could not be kept: {kept:#}"),
     });
+    if failure.is_none() {
+        scene.strike();
+    }
     // One write for each scenario, so that two that end together do not mix.
     let (verdict, word) = if failure.is_none() { ("ok", "PASS") } else { ("FAILED", "FAIL") };
     println!(

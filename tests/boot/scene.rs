@@ -165,6 +165,14 @@ impl<'a> Scene<'a> {
         words.map_or_else(|error| format!("(it does not answer: {error:#})"), |answer| answer.text)
     }
 
+    /// Switches off and removes what nobody will look at.
+    pub fn strike(self) {
+        let folder = self.folder.clone();
+        drop(self);
+        // What stays goes with the run's folder.
+        let _ = fs::remove_dir_all(folder);
+    }
+
     /// Switches off and moves logs and disk to where a person finds them.
     pub fn keep_evidence(&mut self) -> Result<PathBuf> {
         self.vm = None;

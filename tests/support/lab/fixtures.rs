@@ -3,7 +3,7 @@
 //! Rule: nothing shared is written after it was made; a scenario works on copies and in a repository of its own.
 
 use std::collections::BTreeMap;
-use std::fs;
+use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -16,6 +16,12 @@ use super::registry::Registry;
 use super::release::{self, Recipe};
 use super::tools;
 
+/// Folders of runs begin with this.
+const RUN_PREFIX: &str = "run-";
+
+/// The file in such a folder that its run holds a lock on.
+const ALIVE: &str = "alive";
+
 /// One file or folder that the first who asks makes; the others wait for it.
 type Made = Arc<Mutex<Option<PathBuf>>>;
 
@@ -23,6 +29,8 @@ type Made = Arc<Mutex<Option<PathBuf>>>;
 #[derive(Debug)]
 pub struct Lab {
     folder: TempDir,
+    /// Held as long as the run lives: what tells its folder from one that a killed run left behind.
+    _alive: File,
     registry: Registry,
     made: Mutex<BTreeMap<String, Made>>,
 }
@@ -32,9 +40,15 @@ impl Lab {
     pub fn open() -> Result<Lab> {
         let lab = tools::lab_folder();
         fs::create_dir_all(&lab)?;
-        let folder = tempfile::Builder::new().prefix("run-").tempdir_in(lab)?;
+        sweep(&lab)?;
+        let folder = tempfile::Builder::new().prefix(RUN_PREFIX).tempdir_in(lab)?;
+        // Locked before it has its name, or another run's sweep could take it for a dead one's.
+        let unnamed = folder.path().join("alive.new");
+        let alive = File::create(&unnamed)?;
+        alive.try_lock().context("while locking this run's own folder")?;
+        fs::rename(unnamed, folder.path().join(ALIVE))?;
         let registry = Registry::start(&folder.path().join("registry"))?;
-        let lab = Lab { folder, registry, made: Mutex::default() };
+        let lab = Lab { folder, _alive: alive, registry, made: Mutex::default() };
         tools::run(lab.cosign()?.arg("generate-key-pair").current_dir(lab.folder.path()))?;
         Ok(lab)
     }
@@ -132,6 +146,21 @@ impl Lab {
         cosign.env("COSIGN_PASSWORD", "").env("HOME", self.folder.path());
         Ok(cosign)
     }
+}
+
+/// Removes the folders of runs that were killed, each with a disk or two in it.
+fn sweep(lab: &Path) -> Result<()> {
+    for entry in fs::read_dir(lab)? {
+        let folder = entry?.path();
+        let is_run = folder.file_name().is_some_and(|name| name.to_string_lossy().starts_with(RUN_PREFIX));
+        // A run that is just beginning has no such file yet, and is left.
+        let dead = is_run && File::open(folder.join(ALIVE)).is_ok_and(|alive| alive.try_lock().is_ok());
+        if dead {
+            // Another run may be sweeping too.
+            let _ = fs::remove_dir_all(folder);
+        }
+    }
+    Ok(())
 }
 
 /// The digest that a tag of an OCI layout folder names.

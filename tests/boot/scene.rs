@@ -205,7 +205,7 @@ impl Status {
         let quarantine = answer["quarantine"].as_array()?.iter().map(|item| item["digest"].as_str());
         Some(Status {
             version: running["release"]["version"].as_str()?.to_owned(),
-            good: running["boot"]["good"].as_bool()?,
+            good: running["boot"]["state"] == "good",
             state: answer["state"].as_str()?.to_owned(),
             quarantine: quarantine.map(|digest| digest.map(str::to_owned)).collect::<Option<_>>()?,
         })

@@ -66,7 +66,7 @@ fn after_the_kill(scene: &mut Scene) -> Result<()> {
     }
     scene.expect_settled("1.1")?;
     let disk = scene.power_off()?;
-    witness::table_and_esp_are_sound(disk)?;
+    witness::table_and_esp_are_sound_after_a_kill(disk)?;
     witness::slots_verify(disk, 2)
 }
 

@@ -147,7 +147,7 @@ impl<'a> Scene<'a> {
     pub fn power_off(&mut self) -> Result<&Path> {
         let vm = self.vm.take().context("the machine is off")?;
         self.earlier_boots += vm.console().count(FIRMWARE_MARK)?;
-        vm.start("cd /; sync; umount /var/lib/switchback; umount /efi; sync; poweroff -f")?;
+        vm.start("cd /; sync; umount /var/lib/switchback; sync; poweroff -f")?;
         vm.wait_off(BOOT_TIMEOUT)?;
         self.machine.as_ref().map(Machine::disk).context("the scene has no machine yet")
     }
@@ -160,8 +160,7 @@ impl<'a> Scene<'a> {
 
     /// What the machine says about itself, for an error.
     pub fn explain(&self) -> String {
-        let words = self
-            .run("switchback status; switchback history; mount; ls -lR /efi 2>/dev/null; dmesg | tail -n 20");
+        let words = self.run("switchback status; switchback history; mount; dmesg | tail -n 20");
         words.map_or_else(|error| format!("(it does not answer: {error:#})"), |answer| answer.text)
     }
 

@@ -11,6 +11,9 @@ use crate::engine::answers::{
 use crate::health::{CheckOutcome, HealthReport};
 use crate::install::{ReleaseName, Traffic};
 
+/// Narrower tables cannot be read.
+const TABLE_WIDTH_MIN: u16 = 80;
+
 /// The whole answer as text, ending with a newline.
 pub fn text(answer: &Answer) -> String {
     match answer {
@@ -140,8 +143,7 @@ fn history(answer: &History) -> String {
     if answer.entries.is_empty() {
         return "Nothing has happened yet.\n".to_string();
     }
-    let mut table = Table::new();
-    table.load_style(presets::NOTHING).set_content_arrangement(ContentArrangement::Dynamic);
+    let mut table = table();
     table.set_header(["when", "what", "version", "slot", "digest", "why"]);
     for entry in &answer.entries {
         table.add_row([
@@ -170,9 +172,18 @@ fn history_line(entry: &HistoryEntry) -> String {
     format!("{} {} at {}{tail}", entry.version, entry.what, entry.at.strftime("%Y-%m-%d %H:%M:%S"))
 }
 
-fn health(report: &HealthReport) -> String {
+/// A table as wide as the terminal, if that says how wide it is: a serial console says 0, and would get one letter a line.
+fn table() -> Table {
     let mut table = Table::new();
     table.load_style(presets::NOTHING).set_content_arrangement(ContentArrangement::Dynamic);
+    if table.width().is_some_and(|width| width < TABLE_WIDTH_MIN) {
+        table.set_width(TABLE_WIDTH_MIN);
+    }
+    table
+}
+
+fn health(report: &HealthReport) -> String {
+    let mut table = table();
     table.set_header(["check", "result", "attempts", "ms", "detail"]);
     for check in &report.checks {
         let result = match check.outcome {

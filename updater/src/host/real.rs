@@ -133,6 +133,9 @@ impl Machine for RealMachine {
             // Services are stopped in their order; a bare system call would cut them off.
             return run_reboot(&["systemctl", "--no-block", "reboot"].map(str::to_owned));
         }
+        // The call does not return: a mount that is only taken away at the end of this value would leave the ESP marked
+        // as not properly unmounted, for good.
+        *self.esp.lock().unwrap_or_else(PoisonError::into_inner) = None;
         nix::unistd::sync();
         let Err(errno) = reboot(RebootMode::RB_AUTOBOOT);
         Err(HostError::Reboot(errno.to_string()))

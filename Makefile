@@ -48,6 +48,6 @@ check:          ## format, lints, licences, the repository's own rules
 	@if command -v cargo-deny >/dev/null; then cargo deny --offline check bans licenses sources; \
 	else echo "check: cargo-deny is not installed, so licences and bans went unchecked: cargo install cargo-deny"; fi
 
-bench: lab-parts  ## how fast a release is built and written to a disk, and in how much memory
+bench: lab-parts  ## a full install against the plain limit: time, processor, memory, as ratios
 	cargo build --locked --release -p switchback
-	tests/tools/bench
+	tests/bench/install

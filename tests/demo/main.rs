@@ -10,7 +10,7 @@ use std::time::Instant;
 use anyhow::{Context as _, Result, ensure};
 use switchback_partitions::slot::Slot;
 use switchback_tests::machine::{Machine, text};
-use switchback_tests::small_release::{Desk, SmallRelease};
+use switchback_tests::small_release::{Desk, SmallRelease, build_arguments};
 
 const ROOT_BYTES: u64 = 24 << 20;
 
@@ -121,27 +121,7 @@ impl Story {
 
     fn release(&self, version: &str, healthy: bool) -> Result<()> {
         let image = self.desk.root_image(&SmallRelease { version, healthy, root_bytes: ROOT_BYTES })?;
-        let (partition, output) = (format!("root={image}"), "oci:images");
-        self.author(&[
-            "image",
-            "build",
-            "--partition",
-            &partition,
-            "--kernel",
-            "vmlinuz",
-            "--initrd",
-            "initrd",
-            "--product",
-            "demo",
-            "--name",
-            "demo-os",
-            "--version",
-            version,
-            "--level",
-            "3",
-            "--output",
-            output,
-        ])?;
+        self.author(&build_arguments(version, &format!("root={image}")))?;
         self.author(&["image", "sign", &format!("oci:images:{version}"), "--key", "os.key"])
     }
 

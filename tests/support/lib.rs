@@ -1,7 +1,10 @@
 //! Support for the system tests: the simulated machine and the boot lab.
 
+pub mod disk_shot;
 pub mod faults;
 pub mod lab;
 pub mod machine;
+pub mod scene;
 pub mod signers;
+pub mod slow_line;
 pub mod small_release;

@@ -8,6 +8,7 @@ use std::process::{Command, Output};
 use std::sync::Arc;
 
 use anyhow::{Context as _, Result, bail, ensure};
+use serde_json::Value;
 use switchback::host::image::{PowerOn, REBOOT_REQUESTED};
 use switchback_bootloader::esp::FatEsp;
 use switchback_bootloader::systemd_boot::firmware::SimulatedFirmware;
@@ -29,6 +30,35 @@ pub struct Boot {
     pub starts: u32,
     /// What `boot-check` said in each of them.
     pub said: Vec<String>,
+}
+
+/// What the program answered to one command.
+#[derive(Debug, Clone)]
+pub struct Answer {
+    /// Its exit code.
+    pub code: i32,
+    /// The JSON document on its standard output.
+    pub said: Value,
+    /// The JSON lines on its standard error.
+    pub told: String,
+}
+
+impl Answer {
+    /// What a finished program left.
+    pub fn of(output: &Output) -> Result<Answer> {
+        let (said, told) = (text(&output.stdout), text(&output.stderr));
+        let code = output.status.code().with_context(|| format!("{}: {told}", output.status))?;
+        let said = serde_json::from_str(&said).with_context(|| format!("no JSON: {said}{told}"))?;
+        Ok(Answer { code, said, told })
+    }
+
+    /// The number at a place such as `/traffic/fetched`.
+    pub fn number(&self, at: &str) -> Result<u64> {
+        self.said
+            .pointer(at)
+            .and_then(Value::as_u64)
+            .with_context(|| format!("no number at {at} in {}", self.said))
+    }
 }
 
 /// A machine in a folder.
@@ -68,6 +98,33 @@ impl Machine {
         self.command(arguments).output().with_context(|| format!("starting {}", self.switchback.display()))
     }
 
+    /// Runs the program on this machine and reads its JSON answer.
+    pub fn ask(&self, arguments: &[&str]) -> Result<Answer> {
+        Answer::of(&self.command(arguments).arg("--json").output()?)
+    }
+
+    /// Where things lie on the disk.
+    pub fn layout(&self) -> Result<DiskLayout> {
+        Ok(DiskLayout::discover(&Table::read(&*self.image()?.whole()?)?)?)
+    }
+
+    /// The disk image, opened.
+    pub fn image(&self) -> Result<ImageDisk> {
+        Ok(ImageDisk::open(self.disk(), 512)?)
+    }
+
+    /// Where the program keeps its records.
+    pub fn state_dir(&self) -> PathBuf {
+        self.folder.join("state")
+    }
+
+    /// Makes `slot` the running one without a start: for tests in which nothing is started.
+    pub fn pretend(&mut self, slot: Slot) -> Result<()> {
+        self.power_ons += 1;
+        let boot_id = format!("00000000-0000-4000-8000-{:012}", self.power_ons);
+        Ok(PowerOn { slot, boot_id }.write(&self.folder.join("running.json"))?)
+    }
+
     /// True when the program asked for a reboot since the last power-on.
     pub fn reboot_requested(&self) -> bool {
         self.folder.join("state").join(REBOOT_REQUESTED).exists()
@@ -88,11 +145,10 @@ impl Machine {
         bail!("no rest after {STARTS_MAX} starts:\n{}", said.join("\n"))
     }
 
-    /// One start. `None` when the root did not verify: the kernel would have panicked and reset.
-    fn start(&mut self) -> Result<Option<Slot>> {
+    /// One start without `boot-check`. `None` when the root did not verify: the kernel would have panicked and reset.
+    pub fn start(&mut self) -> Result<Option<Slot>> {
         let _ = std::fs::remove_file(self.folder.join("state").join(REBOOT_REQUESTED));
-        let disk = ImageDisk::open(self.disk(), 512)?;
-        let layout = DiskLayout::discover(&Table::read(&*disk.whole()?)?)?;
+        let (disk, layout) = (self.image()?, self.layout()?);
         let esp = FatEsp::new(disk.partition(&layout.esp)?);
         let start = SimulatedFirmware.power_on(&esp)?.context("the firmware finds nothing to start")?;
         let slot = start.slot.context("the firmware started an entry that is not ours")?;
@@ -106,9 +162,7 @@ impl Machine {
             return Ok(None);
         }
         self.mount(Arc::clone(&root), parts.root.len)?;
-        self.power_ons += 1;
-        let boot_id = format!("00000000-0000-4000-8000-{:012}", self.power_ons);
-        PowerOn { slot, boot_id }.write(&self.folder.join("running.json"))?;
+        self.pretend(slot)?;
         Ok(Some(slot))
     }
 

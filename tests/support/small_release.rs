@@ -7,6 +7,8 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use anyhow::{Context as _, Result, ensure};
+use serde_json::Value;
+use switchback::digest::Digest;
 use switchback_bootloader::systemd_boot::pe::{Machine, sample};
 
 use crate::machine::{text, tool};
@@ -59,6 +61,57 @@ impl Desk {
         command
     }
 
+    /// Runs the author's command to its end and gives its JSON answer.
+    pub fn run(&self, arguments: &[&str]) -> Result<Value> {
+        let output = self.command(arguments).arg("--json").output()?;
+        let said = text(&output.stdout);
+        let all = || {
+            format!("switchback {}: {}\n{said}{}", arguments.join(" "), output.status, text(&output.stderr))
+        };
+        ensure!(output.status.success(), all());
+        serde_json::from_str(&said).with_context(all)
+    }
+
+    /// Makes the key pair `os.key` and `os.pub`.
+    pub fn keygen(&self) -> Result<PathBuf> {
+        self.run(&["image", "keygen", "os"])?;
+        Ok(self.path("os.pub"))
+    }
+
+    /// Builds a release with a file system in its root into the layout `images` and gives its digest.
+    pub fn build(&self, release: &SmallRelease<'_>) -> Result<Digest> {
+        let image = self.root_image(release)?;
+        self.build_partition(release.version, &image, &[])
+    }
+
+    /// Builds a release from a partition image on the desk into the layout `images` and gives its digest.
+    pub fn build_partition(&self, version: &str, image: &str, more: &[&str]) -> Result<Digest> {
+        let partition = format!("root={image}");
+        let mut arguments = build_arguments(version, &partition).to_vec();
+        arguments.extend(more);
+        digest(&self.run(&arguments)?)
+    }
+
+    /// Signs a release with the desk's own key where it lies.
+    pub fn sign(&self, release: &str, more: &[&str]) -> Result<()> {
+        let mut arguments = vec!["image", "sign", release, "--key", "os.key"];
+        arguments.extend(more);
+        self.run(&arguments).map(drop)
+    }
+
+    /// Copies a release of the layout `images` and gives its digest at the destination.
+    pub fn push(&self, version: &str, to: &str, more: &[&str]) -> Result<Digest> {
+        let from = self.reference(version);
+        let mut arguments = vec!["image", "push", &from, to];
+        arguments.extend(more);
+        digest(&self.run(&arguments)?)
+    }
+
+    /// Moves the tag `stable` of the layout `images` to a version.
+    pub fn publish(&self, version: &str) -> Result<Digest> {
+        self.push(version, "oci:images", &["--tag", "stable"])
+    }
+
     /// Makes the root image of a release and gives its file name.
     pub fn root_image(&self, release: &SmallRelease<'_>) -> Result<String> {
         let folder = self.path(&format!("root-{}", release.version));
@@ -95,6 +148,35 @@ impl Desk {
     }
 }
 
+/// How a release of the story is built; `partition` is `root=FILE`.
+pub fn build_arguments<'a>(version: &'a str, partition: &'a str) -> [&'a str; 18] {
+    [
+        "image",
+        "build",
+        "--partition",
+        partition,
+        "--kernel",
+        "vmlinuz",
+        "--initrd",
+        "initrd",
+        "--product",
+        "demo",
+        "--name",
+        "demo-os",
+        "--version",
+        version,
+        "--level",
+        "3",
+        "--output",
+        "oci:images",
+    ]
+}
+
+fn digest(answer: &Value) -> Result<Digest> {
+    let digest = answer["digest"].as_str().with_context(|| format!("no digest in {answer}"))?;
+    digest.parse().with_context(|| format!("{digest} is none"))
+}
+
 const CHECK: &str = r#"[[check]]
 name = "web"
 kind = "command"
@@ -104,7 +186,7 @@ retries = 0
 "#;
 
 /// Bytes that do not compress, the same for the same seed (xorshift64).
-fn noise(seed: u64, len: usize) -> Vec<u8> {
+pub fn noise(seed: u64, len: usize) -> Vec<u8> {
     let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
     let mut bytes = Vec::with_capacity(len + 8);
     while bytes.len() < len {

@@ -106,7 +106,9 @@ impl Config {
         for source in sources {
             let _checked: Config = source.parse()?;
             let mut table: Table = source.parse()?;
-            let folder = std::path::absolute(source.path.parent().unwrap_or(Path::new(".")))
+            // The parent of a bare file name is the empty path, which nothing can make absolute.
+            let parent = source.path.parent().filter(|parent| !parent.as_os_str().is_empty());
+            let folder = std::path::absolute(parent.unwrap_or(Path::new(".")))
                 .map_err(|error| ConfigError::Io { path: source.path.clone(), source: error })?;
             PATHS.iter().for_each(|key| absolutise(&mut table, key, &folder));
             absolutise_image(&mut table, &folder);

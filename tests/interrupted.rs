@@ -1,0 +1,210 @@
+//! An update that is stopped, killed or met by a second one: what was paid for is kept, and the next run goes on.
+#![expect(clippy::unwrap_used, reason = "a test fails by panicking, in its helpers too")]
+
+use std::process::{Child, Stdio};
+use std::time::{Duration, Instant};
+
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use serde_json::Value;
+use switchback_partitions::slot::Slot;
+use switchback_tests::lab::registry::Registry;
+use switchback_tests::machine::{Answer, Machine};
+use switchback_tests::scene::{Scene, sha256};
+use switchback_tests::slow_line::SlowLine;
+use switchback_tests::small_release::noise;
+
+const MIB: u64 = 1 << 20;
+/// Bytes of the slot's content, half of them noise first, then zeros: well above two flushes of the journal.
+const ROOT_BYTES: u64 = 288 * MIB;
+const NOISE_BYTES: u64 = 256 * MIB;
+/// The program flushes and journals once in so many bytes: what a kill may cost.
+const JOURNAL_EVERY_BYTES: u64 = 64 * MIB;
+/// Bytes that may be on the line when the program dies: socket buffers and frames between its stages.
+const UNDER_WAY_BYTES: u64 = 24 * MIB;
+const FAST: u64 = 4 << 30;
+
+struct Stage {
+    _scene: Scene,
+    _registry: Registry,
+    line: SlowLine,
+    machine: Machine,
+}
+
+/// A machine in front of a registry at the end of a slow line; 1.1 is large and not installed yet. Nothing is started
+/// here, so the roots need no file system.
+fn stage() -> Stage {
+    let scene = Scene::new().unwrap();
+    let registry = Registry::start(&scene.folder().join("registry")).unwrap();
+    let line = SlowLine::to(&registry.host(), FAST).unwrap();
+    for (version, noise_bytes, bytes) in [("1.0", MIB, 4 * MIB), ("1.1", NOISE_BYTES, ROOT_BYTES)] {
+        let image = scene.desk.path("root.img");
+        std::fs::write(&image, noise(noise_bytes, noise_bytes as usize)).unwrap();
+        std::fs::File::options().write(true).open(&image).unwrap().set_len(bytes).unwrap();
+        scene.desk.build_partition(version, "root.img", &["--foreign"]).unwrap();
+        let reference = scene.desk.reference(version);
+        scene.desk.sign(&reference, &[]).unwrap();
+        let host = registry.host();
+        let more = ["--plain-http", &host, "--with-signatures"];
+        scene.desk.push(version, &format!("{host}/os"), &more).unwrap();
+        std::fs::remove_file(image).unwrap();
+    }
+    let key = scene.desk.path("os.pub");
+    let source = format!("{}/os:1.1", line.host());
+    let plain = format!("plain_http = [\"{}\"]", line.host());
+    let mut machine = scene.machine(&source, &[&key], &plain).unwrap();
+    let sizes = ["--size", "1G", "--slot-size", "288M", "--esp-size", "64M", "--state-size", "16M"];
+    scene.provision(&machine, &scene.desk.reference("1.0"), &key, &sizes).unwrap();
+    machine.pretend(Slot::A).unwrap();
+    Stage { _scene: scene, _registry: registry, line, machine }
+}
+
+fn begin(machine: &Machine) -> Child {
+    let mut update = machine.command(&["update", "--json"]);
+    update.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap()
+}
+
+fn end(child: Child) -> Answer {
+    Answer::of(&child.wait_with_output().unwrap()).unwrap()
+}
+
+fn signal(child: &Child, signal: Signal) {
+    kill(Pid::from_raw(child.id().try_into().unwrap()), signal).unwrap();
+}
+
+/// Waits until the line carried `bytes` since `from`.
+fn wait_for(line: &SlowLine, from: u64, bytes: u64) {
+    let deadline = Instant::now() + Duration::from_secs(120);
+    while line.carried() - from < bytes {
+        assert!(Instant::now() < deadline, "{} bytes came in two minutes", line.carried() - from);
+        std::thread::sleep(Duration::from_millis(5));
+    }
+}
+
+/// Bytes that the journal promises to the next run.
+fn journaled(machine: &Machine) -> u64 {
+    let Ok(text) = std::fs::read(machine.state_dir().join("journal.json")) else { return 0 };
+    serde_json::from_slice::<Value>(&text).unwrap()["done_bytes"].as_u64().unwrap()
+}
+
+fn boot_states(machine: &Machine) -> [Value; 2] {
+    let status = machine.ask(&["status"]).unwrap();
+    assert_eq!(status.code, 0, "{}", status.said);
+    [0, 1].map(|slot: usize| status.said["slots"][slot]["boot"]["state"].clone())
+}
+
+#[test]
+fn a_stopped_update_says_so_and_the_next_run_fetches_only_the_rest() {
+    let stage = stage();
+    let (line, machine) = (&stage.line, &stage.machine);
+    let before = sha256(&machine.disk()).unwrap();
+    line.set_pace(64 * MIB);
+    let from = line.carried();
+    let update = begin(machine);
+    wait_for(line, from, 100 * MIB);
+
+    // Meanwhile nobody else changes anything, and everybody may look.
+    let second = machine.ask(&["update"]).unwrap();
+    assert_eq!((second.code, &second.said["reason"]), (70, &"busy".into()), "{}", second.said);
+    assert_eq!(boot_states(machine), ["good", "empty"]);
+
+    signal(&update, Signal::SIGINT);
+    let asked = Instant::now();
+    let stopped = end(update);
+    let latency = asked.elapsed();
+    assert_eq!((stopped.code, &stopped.said["reason"]), (73, &"interrupted".into()), "{}", stopped.said);
+    assert!(latency < Duration::from_secs(10), "{latency:?}");
+    let (first, kept) = (line.carried() - from, journaled(machine));
+    assert_ne!(before, sha256(&machine.disk()).unwrap(), "it had begun");
+    assert_eq!(boot_states(machine), ["good", "empty"]);
+    assert!(kept + UNDER_WAY_BYTES >= first, "a stop loses nothing: {first} came, {kept} are kept");
+
+    line.set_pace(FAST);
+    let from = line.carried();
+    let second = machine.ask(&["update"]).unwrap();
+    assert_eq!((second.code, &second.said["outcome"]), (0, &"armed".into()), "{}", second.said);
+    let (fetched, rest) = (second.number("/traffic/fetched").unwrap(), line.carried() - from);
+    assert!(
+        second.number("/traffic/kept").unwrap() >= kept - 2 * MIB,
+        "{} of {kept}",
+        second.said["traffic"]
+    );
+    assert!(rest < NOISE_BYTES - kept + UNDER_WAY_BYTES, "{rest}");
+    println!(
+        "stopped {latency:?} after Ctrl-C at {} MiB; {} MiB kept, {} MiB fetched by the second run ({rest} bytes on the line)",
+        first / MIB,
+        kept / MIB,
+        fetched / MIB
+    );
+}
+
+#[test]
+fn an_update_killed_again_and_again_pays_for_little_twice_and_ends_well() {
+    let stage = stage();
+    let (line, machine) = (&stage.line, &stage.machine);
+    let seed = std::process::id();
+    // Where in the download each kill comes, in MiB of that run; the last ones are beyond what one flush covers.
+    let kills = [3 + seed % 20, 40 + seed % 17, 75 + seed % 23, 90 + seed % 29].map(u64::from);
+    println!("kills after {kills:?} MiB");
+    let whole_from = line.carried();
+    let mut reach = 0;
+    for kill_at in kills {
+        line.set_pace(96 * MIB);
+        let from = line.carried();
+        let mut update = begin(machine);
+        wait_for(line, from, kill_at * MIB);
+        signal(&update, Signal::SIGKILL);
+        assert!(!update.wait().unwrap().success());
+        let now = journaled(machine);
+        assert!(now >= reach, "the journal never goes back: {reach}, {now}");
+        let came = line.carried() - from;
+        assert!(
+            now - reach + JOURNAL_EVERY_BYTES + UNDER_WAY_BYTES >= came,
+            "{came} bytes came, {reach} → {now} journaled"
+        );
+        reach = now;
+        assert_eq!(boot_states(machine), ["good", "empty"], "half a slot is never armed");
+    }
+    assert!(reach >= JOURNAL_EVERY_BYTES, "some of it was kept: {reach}");
+    line.set_pace(FAST);
+    let last = machine.ask(&["update"]).unwrap();
+    assert_eq!((last.code, &last.said["outcome"]), (0, &"armed".into()), "{}", last.said);
+    let all = line.carried() - whole_from;
+    let fetched = last.number("/traffic/fetched").unwrap();
+    assert!(last.number("/traffic/kept").unwrap() + 2 * MIB >= reach, "{}", last.said["traffic"]);
+    assert!(fetched <= NOISE_BYTES - reach + UNDER_WAY_BYTES, "{fetched}");
+    assert_eq!(boot_states(machine), ["good", "trial"]);
+    println!(
+        "{} kills: {} MiB on the line for {} MiB, {} MiB of them by the last run",
+        kills.len(),
+        all / MIB,
+        NOISE_BYTES / MIB,
+        fetched / MIB
+    );
+}
+
+#[test]
+fn a_kill_while_reading_back_or_arming_never_leaves_a_slot_armed_unproven() {
+    let stage = stage();
+    let machine = &stage.machine;
+    let mut ends = Vec::new();
+    for millis in [0, 150, 400] {
+        let mut update = begin(machine);
+        let mut told = std::io::BufReader::new(update.stderr.take().unwrap());
+        let mut line = String::new();
+        while std::io::BufRead::read_line(&mut told, &mut line).unwrap() > 0 && !line.contains("\"prove\"") {
+            line.clear();
+        }
+        std::thread::sleep(Duration::from_millis(millis));
+        signal(&update, Signal::SIGKILL);
+        update.wait().unwrap();
+        let states = boot_states(machine);
+        assert!(states[0] == "good" && states[1] != "good", "{states:?}");
+        ends.push(states[1].as_str().unwrap().to_owned());
+    }
+    let last = machine.ask(&["update"]).unwrap();
+    assert_eq!(last.code, 0, "{}", last.said);
+    assert_eq!(last.number("/traffic/fetched").unwrap(), 0, "{}", last.said);
+    assert_eq!(boot_states(machine), ["good", "trial"]);
+    println!("killed while reading back: then {ends:?}; the last run fetched nothing");
+}

@@ -1,0 +1,274 @@
+//! The life of updates on one machine, from order to confirmation or return, by the real program on a disk image.
+#![expect(clippy::unwrap_used, reason = "a test fails by panicking, in its helpers too")]
+
+use std::time::Instant;
+
+use serde_json::Value;
+use switchback_partitions::device::disk::Disk as _;
+use switchback_partitions::slot::Slot;
+use switchback_tests::disk_shot::{DiskShot, read};
+use switchback_tests::machine::{Answer, Machine};
+use switchback_tests::scene::{SMALL_DISK, Scene, sha256};
+
+const ROOT_BYTES: u64 = 8 << 20;
+/// What the machine grants a trial unless configured otherwise.
+const TRIES: u32 = 3;
+
+/// A machine that runs 1.0 from slot A, confirmed, and looks at the tag `stable`.
+fn machine_with_1_0() -> (Scene, Machine) {
+    let scene = Scene::new().unwrap();
+    scene.release("1.0", true, ROOT_BYTES).unwrap();
+    let key = scene.desk.path("os.pub");
+    let mut machine = scene.machine(&scene.desk.reference("stable"), &[&key], "").unwrap();
+    scene.provision(&machine, &scene.desk.reference("1.0"), &key, &SMALL_DISK).unwrap();
+    assert_eq!(machine.power_on().unwrap().slot, Slot::A);
+    (scene, machine)
+}
+
+/// Builds, signs and publishes a release; gives its digest.
+fn publish(scene: &Scene, version: &str, healthy: bool) -> String {
+    scene.release(version, healthy, ROOT_BYTES).unwrap();
+    scene.desk.publish(version).unwrap().to_string()
+}
+
+/// Asks, and holds the program to its exit code.
+fn ask(machine: &Machine, arguments: &[&str], code: i32) -> Answer {
+    let answer = machine.ask(arguments).unwrap();
+    assert_eq!(answer.code, code, "switchback {}: {} {}", arguments.join(" "), answer.said, answer.told);
+    if code >= 10 {
+        assert_eq!(answer.said["exit_code"], code, "{}", answer.said);
+        for field in ["detail", "untouched", "remedy"] {
+            assert!(
+                answer.said[field].as_str().is_some_and(|text| !text.is_empty()),
+                "{field}: {}",
+                answer.said
+            );
+        }
+    }
+    answer
+}
+
+fn history(machine: &Machine) -> Vec<[String; 4]> {
+    let entries = ask(machine, &["history"], 0).said["entries"].as_array().unwrap().clone();
+    let text = |entry: &Value, field: &str| entry[field].as_str().unwrap_or_default().to_string();
+    entries
+        .iter()
+        .map(|entry| ["what", "version", "slot", "reason"].map(|field| text(entry, field)))
+        .collect()
+}
+
+fn status(machine: &Machine) -> Value {
+    ask(machine, &["status"], 0).said
+}
+
+fn boot_of(machine: &Machine, slot: Slot) -> String {
+    status(machine)["slots"][slot.index()]["boot"]["state"].as_str().unwrap().to_string()
+}
+
+#[test]
+fn a_release_is_tried_confirmed_left_taken_again_and_a_bad_one_comes_back_for_ever() {
+    let began = Instant::now();
+    let (scene, mut machine) = machine_with_1_0();
+    let good = publish(&scene, "1.1", true);
+    let check = ask(&machine, &["check"], 0);
+    assert_eq!(
+        (&check.said["available"], &check.said["release"]["digest"]),
+        (&true.into(), &good.clone().into())
+    );
+
+    // Forward: every byte of the root is written or zero, and the program says that something changed.
+    let update = ask(&machine, &["update", "--reboot", "--detailed-exitcode"], 2);
+    assert_eq!(update.said["outcome"], "rebooting");
+    assert_eq!(
+        update.number("/traffic/written").unwrap() + update.number("/traffic/zero").unwrap(),
+        ROOT_BYTES
+    );
+    let fetched = update.number("/traffic/fetched").unwrap();
+    assert!(fetched >= ROOT_BYTES / 2, "half of the root is noise: {fetched}");
+    let boot = machine.power_on().unwrap();
+    assert_eq!((boot.slot, boot.starts), (Slot::B, 1));
+    assert_eq!(boot_of(&machine, Slot::B), "good");
+    assert_eq!(ask(&machine, &["update", "--detailed-exitcode"], 0).said["outcome"], "unchanged");
+
+    // Back: not one byte is fetched; what was left is held.
+    let back = ask(&machine, &["rollback", "--reboot", "--detailed-exitcode"], 2);
+    assert_eq!((back.number("/traffic/fetched").unwrap(), back.number("/traffic/written").unwrap()), (0, 0));
+    assert_eq!(machine.power_on().unwrap().slot, Slot::A);
+    assert_eq!(status(&machine)["held"], good.clone());
+    assert_eq!(ask(&machine, &["update"], 17).said["reason"], "held");
+    assert_eq!(ask(&machine, &["check"], 0).said["reason"], "held");
+
+    // Forward again, named: not one byte is fetched or written.
+    let again = ask(&machine, &["update", "--to", "1.1", "--reboot"], 0);
+    assert_eq!(
+        (again.number("/traffic/fetched").unwrap(), again.number("/traffic/written").unwrap()),
+        (0, 0)
+    );
+    assert_eq!(machine.power_on().unwrap().slot, Slot::B);
+    assert_eq!(status(&machine)["held"], Value::Null, "a confirmed release is not held");
+
+    // A bad one comes back by itself and is never taken again.
+    let bad = publish(&scene, "1.2", false);
+    ask(&machine, &["update", "--reboot"], 0);
+    let boot = machine.power_on().unwrap();
+    assert_eq!((boot.slot, boot.starts), (Slot::B, 2), "{:?}", boot.said);
+    let now = status(&machine);
+    let quarantine = now["quarantine"].as_array().unwrap();
+    assert_eq!(quarantine.len(), 1);
+    assert_eq!(
+        (&quarantine[0]["digest"], &quarantine[0]["reason"]),
+        (&bad.clone().into(), &"health-failed".into())
+    );
+    assert_eq!(now["slots"][0]["quarantined"], true);
+    assert_eq!(ask(&machine, &["update"], 16).said["reason"], "quarantined");
+    assert_eq!(ask(&machine, &["update", "--to", "1.2"], 16).said["reason"], "quarantined");
+    let refused = ask(&machine, &["rollback"], 16);
+    assert!(refused.said["detail"].as_str().unwrap().contains("1.2"), "{}", refused.said);
+    let told = ask(&machine, &["history"], 0);
+    let last = told.said["entries"].as_array().unwrap().last().unwrap().clone();
+    assert_eq!(last["digest"], bad);
+    assert!(last["detail"].as_str().unwrap().contains("cannot find its database"), "{last}");
+    let rows: [[&str; 4]; 4] = [
+        ["confirmed", "1.1", "b", ""],
+        ["rolled-back-to", "1.0", "a", ""],
+        ["confirmed", "1.1", "b", ""],
+        ["returned-from", "1.2", "a", "health-failed"],
+    ];
+    assert_eq!(history(&machine), rows);
+
+    // Nothing moves backwards unasked, and nonsense is told from refusal.
+    scene.desk.publish("1.0").unwrap();
+    assert_eq!(ask(&machine, &["update"], 18).said["reason"], "not-newer");
+    for nonsense in [&["update", "--sideways"][..], &["upgrade"], &["update", "--stage", "--reboot"], &[]] {
+        assert_eq!(machine.run(nonsense).unwrap().status.code(), Some(64), "{nonsense:?}");
+    }
+    assert_eq!(machine.run(&["update", "--help"]).unwrap().status.code(), Some(0));
+    println!("the whole life: {fetched} bytes fetched for 1.1, {:.1} s", began.elapsed().as_secs_f64());
+}
+
+#[test]
+fn a_dry_run_changes_no_byte() {
+    let (scene, machine) = machine_with_1_0();
+    publish(&scene, "1.1", true);
+    let records = || {
+        let names = ["facts-1", "facts-2", "state.json"].map(|name| machine.state_dir().join(name));
+        names.map(|path| std::fs::read(path).ok())
+    };
+    let before = (sha256(&machine.disk()).unwrap(), records());
+    let plan = ask(&machine, &["update", "--dry-run", "--detailed-exitcode"], 0);
+    assert_eq!(plan.said["outcome"], "would-update");
+    assert_eq!(ask(&machine, &["rollback", "--dry-run"], 44).said["reason"], "no-way-back");
+    ask(&machine, &["status"], 0);
+    ask(&machine, &["check"], 0);
+    assert!(before == (sha256(&machine.disk()).unwrap(), records()), "something was written");
+    let real = ask(&machine, &["update"], 0);
+    for what in ["/traffic/fetched", "/traffic/written", "/traffic/zero", "/traffic/requests"] {
+        assert_eq!(plan.number(what).unwrap(), real.number(what).unwrap(), "{what}: planned, done");
+    }
+    println!("the plan is what is done: {}", plan.said["traffic"]);
+}
+
+#[test]
+fn a_staged_release_waits_for_an_order_through_any_restart() {
+    let (scene, mut machine) = machine_with_1_0();
+    publish(&scene, "1.1", true);
+    let staged = ask(&machine, &["update", "--stage", "--detailed-exitcode"], 2);
+    assert_eq!(staged.said["outcome"], "staged");
+    assert_eq!(boot_of(&machine, Slot::B), "empty");
+    assert_eq!(machine.power_on().unwrap().slot, Slot::A, "an unplanned restart starts no trial");
+    assert_eq!(status(&machine)["state"], "staged");
+    assert_eq!(ask(&machine, &["update", "--stage", "--detailed-exitcode"], 2).said["outcome"], "staged");
+    let armed = ask(&machine, &["update"], 0);
+    assert_eq!(armed.said["outcome"], "armed");
+    assert_eq!(
+        (armed.number("/traffic/fetched").unwrap(), armed.number("/traffic/written").unwrap()),
+        (0, 0)
+    );
+    assert_eq!(boot_of(&machine, Slot::B), "trial");
+    assert_eq!(machine.power_on().unwrap().slot, Slot::B);
+    assert_eq!(history(&machine), [["confirmed", "1.1", "b", ""]]);
+}
+
+#[test]
+fn nothing_is_written_while_the_running_slot_is_unconfirmed() {
+    let (scene, mut machine) = machine_with_1_0();
+    publish(&scene, "1.1", true);
+    ask(&machine, &["update", "--reboot"], 0);
+    assert_eq!(machine.start().unwrap(), Some(Slot::B));
+    publish(&scene, "1.2", true);
+    let before = sha256(&machine.disk()).unwrap();
+    for order in
+        [&["update"][..], &["update", "--to", "1.2"], &["update", "--stage"], &["update", "--dry-run"]]
+    {
+        let refused = ask(&machine, order, 43);
+        assert_eq!(refused.said["reason"], "running-slot-unconfirmed", "{order:?}");
+    }
+    assert_eq!(before, sha256(&machine.disk()).unwrap(), "the only way back is byte-identical");
+    assert!(!status(&machine)["blocked_by"].as_array().unwrap().is_empty());
+    ask(&machine, &["boot-check"], 0);
+    assert_eq!(boot_of(&machine, Slot::B), "good");
+    ask(&machine, &["update"], 0);
+}
+
+#[test]
+fn five_times_back_and_forth_fetches_and_writes_nothing() {
+    let (scene, mut machine) = machine_with_1_0();
+    publish(&scene, "1.1", true);
+    ask(&machine, &["update", "--reboot"], 0);
+    assert_eq!(machine.power_on().unwrap().slot, Slot::B);
+    let before = DiskShot::take(&machine).unwrap().slots;
+    for cycle in 1..=5 {
+        for (order, slot) in
+            [(&["rollback", "--reboot"][..], Slot::A), (&["update", "--to", "1.1", "--reboot"], Slot::B)]
+        {
+            let answer = ask(&machine, order, 0);
+            let cost = ["/traffic/fetched", "/traffic/written"].map(|what| answer.number(what).unwrap());
+            assert_eq!(cost, [0, 0], "cycle {cycle}");
+            let boot = machine.power_on().unwrap();
+            assert_eq!((boot.slot, boot.starts), (slot, 1), "cycle {cycle}");
+        }
+    }
+    let shot = DiskShot::take(&machine).unwrap();
+    assert!(before == shot.slots, "the slots are byte-identical");
+    let entries = shot.esp.keys().filter(|path| path.starts_with("loader/entries/")).count();
+    assert_eq!(entries, 2, "no entry is left behind: {:?}", shot.esp.keys());
+    assert_eq!(history(&machine).len(), 11);
+    println!("ten trials, {entries} entries on the ESP");
+}
+
+#[test]
+fn a_trial_that_nobody_judges_ends_when_its_tries_are_spent() {
+    let (scene, mut machine) = machine_with_1_0();
+    let silent = publish(&scene, "1.1", true);
+    ask(&machine, &["update", "--reboot"], 0);
+    for start in 1..=TRIES {
+        assert_eq!(machine.start().unwrap(), Some(Slot::B), "start {start}");
+    }
+    let boot = machine.power_on().unwrap();
+    assert_eq!((boot.slot, boot.starts), (Slot::A, 1));
+    assert_eq!(history(&machine), [["returned-from", "1.1", "b", "died-early"]]);
+    assert_eq!(status(&machine)["quarantine"][0]["digest"], silent);
+    ask(&machine, &["update"], 16);
+    println!("{TRIES} starts without a verdict, then the old slot");
+}
+
+#[test]
+fn a_trial_whose_root_does_not_verify_ends_on_the_old_slot() {
+    let (scene, mut machine) = machine_with_1_0();
+    let damaged = publish(&scene, "1.1", true);
+    ask(&machine, &["update", "--reboot"], 0);
+    {
+        let layout = machine.layout().unwrap();
+        let root = machine.image().unwrap().partition(&layout.slot(Slot::B).root).unwrap();
+        let mut sector = read(&*root, 1 << 20, 512).unwrap();
+        sector[7] ^= 1;
+        root.write_at(1 << 20, &sector).unwrap();
+        root.flush().unwrap();
+    }
+    let boot = machine.power_on().unwrap();
+    assert_eq!(boot.slot, Slot::A);
+    assert!(boot.starts <= TRIES + 1, "{} starts", boot.starts);
+    assert_eq!(history(&machine), [["returned-from", "1.1", "b", "died-early"]]);
+    assert_eq!(status(&machine)["quarantine"][0]["digest"], damaged);
+    println!("one flipped byte after arming: back on slot a at start {}", boot.starts);
+}

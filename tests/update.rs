@@ -211,6 +211,33 @@ fn nothing_is_written_while_the_running_slot_is_unconfirmed() {
 }
 
 #[test]
+fn an_operator_ends_a_trial_before_anybody_judged_it() {
+    let (scene, mut machine) = machine_with_1_0();
+    let left = publish(&scene, "1.1", true);
+    ask(&machine, &["update", "--reboot"], 0);
+    assert_eq!(machine.start().unwrap(), Some(Slot::B));
+    let back = ask(&machine, &["rollback", "--reboot"], 0);
+    assert_eq!(
+        (&back.said["outcome"], &back.said["slot"]),
+        (&"rebooting".into(), &"a".into()),
+        "{}",
+        back.said
+    );
+    assert!(machine.reboot_requested());
+    assert_eq!(machine.power_on().unwrap().slot, Slot::A);
+    assert_eq!(history(&machine), [["returned-from", "1.1", "b", "ended-by-operator"]]);
+    let now = status(&machine);
+    assert_eq!(
+        (&now["held"], &now["quarantine"]),
+        (&left.into(), &Value::Array(vec![])),
+        "held, not at fault"
+    );
+    ask(&machine, &["update"], 17);
+    ask(&machine, &["update", "--to", "1.1", "--reboot"], 0);
+    assert_eq!(machine.power_on().unwrap().slot, Slot::B);
+}
+
+#[test]
 fn five_times_back_and_forth_fetches_and_writes_nothing() {
     let (scene, mut machine) = machine_with_1_0();
     publish(&scene, "1.1", true);

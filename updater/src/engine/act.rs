@@ -41,7 +41,10 @@ impl Engine<'_> {
                 Err(failed) => Event::ArmFailed(self.remember(failed)),
             },
             Action::Reboot => match self.machine.reboot() {
-                Ok(()) => Event::RebootBegun,
+                Ok(()) => {
+                    self.run.leaving = !self.run.armed;
+                    Event::RebootBegun
+                }
                 Err(error) => Event::RebootFailed(
                     self.remember((Why::new(host_reason(&error), chain(&error)), RUNNING_UNTOUCHED)),
                 ),

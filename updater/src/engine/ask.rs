@@ -184,12 +184,14 @@ impl Engine<'_> {
 
     /// Every start is a recovery: what an interrupted run or a reboot left is settled before a new order.
     fn settle(&mut self) -> Result<(), Failure> {
-        let seen = self.observe()?;
-        if seen.observation.boot.slot(seen.observation.running) != SlotBoot::Good {
-            // A trial is judged by `boot-check` alone: an operator's order must neither confirm nor end it in passing.
-            return Ok(());
+        let (seen, policy) = (self.observe()?, self.policy(false));
+        let started = Event::Started(Box::new(seen.observation));
+        // A trial is judged by `boot-check` alone, once the system is up: an order in passing must neither confirm it
+        // nor fail it for services that still start.
+        if let (on_trial, Action::RunHealth { .. }) = step(&self.state, started.clone(), &policy) {
+            return self.adopt(on_trial);
         }
-        self.drive(Event::Started(Box::new(seen.observation)), Reach::Stage, &self.policy(false))?;
+        self.drive(started, Reach::Stage, &policy)?;
         Ok(())
     }
 

@@ -102,6 +102,8 @@ struct Run {
     /// The first failure of an action; what `step` makes of it follows.
     failure: Option<Failure>,
     armed: bool,
+    /// The reboot out of a trial was ordered.
+    leaving: bool,
 }
 
 /// Where the loop came to rest.
@@ -175,12 +177,9 @@ impl<'a> Engine<'a> {
             tracing::debug!(?event, state = ?self.state.phase, "step");
             let (next, action) = step(&self.state, event, policy);
             tracing::debug!(?action, "action");
-            if next != self.state {
-                state_file::store(self.machine.state_dir(), &next)
-                    .map_err(|e| Failure::before(Reason::StateUnreadable, e))?;
-                self.state = next;
-            }
+            self.adopt(next)?;
             event = match action {
+                Action::Nothing | Action::Ignored if self.run.leaving => return Ok(Rest::Rebooting),
                 Action::Nothing | Action::Ignored => return Ok(Rest::Steady),
                 Action::Refuse(why) => return Ok(Rest::Refused(why)),
                 Action::Wait(_) => return Ok(if self.run.armed { Rest::Rebooting } else { Rest::Waiting }),
@@ -192,6 +191,16 @@ impl<'a> Engine<'a> {
             why: Why::new(Reason::Internal, format!("no rest after {STEPS_MAX} steps")),
             untouched: RUNNING_UNTOUCHED,
         })
+    }
+
+    /// The state that `step` decided on, durable on return.
+    fn adopt(&mut self, next: State) -> Result<(), Failure> {
+        if next != self.state {
+            state_file::store(self.machine.state_dir(), &next)
+                .map_err(|e| Failure::before(Reason::StateUnreadable, e))?;
+            self.state = next;
+        }
+        Ok(())
     }
 
     /// What can be seen of the machine now.

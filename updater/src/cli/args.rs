@@ -161,7 +161,7 @@ pub struct ProvisionArgs {
     /// Size of a new image file, e.g. `2G`
     #[arg(long, value_name = "SIZE")]
     pub size: Option<ByteSize>,
-    /// Size of each root slot; default: a quarter of the disk, at most 8 GiB
+    /// Size of each root slot; default: a quarter of what the other partitions leave, at most 8 GiB
     #[arg(long, value_name = "SIZE")]
     pub slot_size: Option<ByteSize>,
     /// Size of the EFI system partition; default: 128 MiB, or more when the boot files need it
@@ -323,7 +323,7 @@ pub struct PushArgs {
     /// Tags at the destination besides its own; may be given several times
     #[arg(long = "tag", value_name = "TAG")]
     pub tags: Vec<String>,
-    /// Copy the signatures too
+    /// Copy the signatures and whatever else is attached too
     #[arg(long)]
     pub with_signatures: bool,
     /// How the registries are reached.

@@ -102,8 +102,9 @@ fn check(answer: &Check) -> String {
 }
 
 fn traffic(traffic: &Traffic) -> String {
+    let requests = if traffic.requests == 1 { "request" } else { "requests" };
     format!(
-        "{} fetched in {} requests, {} written, {} already in place, {} zero",
+        "{} fetched in {} {requests}, {} written, {} already in place, {} zero",
         bytes(traffic.fetched),
         traffic.requests,
         bytes(traffic.written),
@@ -120,7 +121,7 @@ fn update(answer: &Update, verb: &str) -> String {
         Outcome::Unchanged => format!("Nothing changed. {}\n", answer.detail),
         Outcome::WouldUpdate => {
             format!(
-                "{verb} would move to {name} in slot {slot}: {}\n{}\n",
+                "{verb} would move to {name} in slot {slot}, at most: {}\n{}\n",
                 traffic(&answer.traffic),
                 answer.detail
             )
@@ -133,8 +134,8 @@ fn update(answer: &Update, verb: &str) -> String {
             answer.tries, answer.detail
         ),
         Outcome::Rebooting => format!(
-            "{name} is armed in slot {slot}: {cost}.\nRebooting into its trial ({} starts at most). {}\n",
-            answer.tries, answer.detail
+            "{name} is armed in slot {slot}: {cost}.\nRebooting into its trial ({} starts at most).\n",
+            answer.tries
         ),
     }
 }
@@ -169,7 +170,8 @@ fn why(entry: &HistoryEntry) -> String {
 fn history_line(entry: &HistoryEntry) -> String {
     let why = why(entry);
     let tail = if why.is_empty() { String::new() } else { format!(" ({why})") };
-    format!("{} {} at {}{tail}", entry.version, entry.what, entry.at.strftime("%Y-%m-%d %H:%M:%S"))
+    let what = entry.what.replace('-', " ");
+    format!("{what} {} at {}{tail}", entry.version, entry.at.strftime("%Y-%m-%d %H:%M:%S"))
 }
 
 /// A table as wide as the terminal, if that says how wide it is: a serial console says 0, and would get one letter a line.

@@ -11,6 +11,9 @@ use regex::Regex;
 /// Options whose value is the next word, as far as they may stand before the verb.
 const GLOBAL_WITH_VALUE: [&str; 2] = ["--config", "--progress"];
 
+/// Started by the kernel: not in the list of verbs, and without a help text of its own.
+const BY_THE_KERNEL: &str = "init";
+
 /// The help texts, each asked for once.
 pub struct Help {
     switchback: PathBuf,
@@ -38,6 +41,9 @@ impl Help {
             } else if !value && !word.starts_with('-') {
                 break;
             }
+        }
+        if verbs == [BY_THE_KERNEL] {
+            return Ok(());
         }
         let text = self.text(&verbs).ok_or_else(|| format!("there is no verb `{}`", verbs.join(" ")))?;
         let flag = Regex::new(r"^\[?(--[a-z][a-z-]*)").expect("regex");

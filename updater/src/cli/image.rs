@@ -15,11 +15,12 @@ use crate::digest::Digest;
 use crate::engine::source::{open, resolve};
 use crate::engine::{Failure, chain};
 use crate::host::durable::read_bounded;
+use crate::install::registry_reason;
 use crate::progress::{Phase, Progress as _};
 use crate::publish::build::{BootSource, BuildRequest, BuildStep, InitrdSource, RootSource, build};
 use crate::publish::initramfs::InitramfsRequest;
 use crate::publish::inspect::{Inspection, inspect};
-use crate::publish::push::{PushEvent, PushOptions, push_release};
+use crate::publish::push::{PushError, PushEvent, PushOptions, push_release};
 use crate::publish::sign::{self, Form, SigningKey};
 use crate::reason::{Reason, Why};
 use crate::registry::reference::{Reference, Source, Version};
@@ -185,7 +186,7 @@ async fn run_push(args: &PushArgs, progress: &Display) -> Result<Output, Failure
         if begun.load(Ordering::Relaxed) {
             progress.end();
         }
-        let pushed = pushed.map_err(|e| Failure::before(Reason::RegistryBroken, e))?;
+        let pushed = pushed.map_err(|e| Failure::before(push_reason(&e), e))?;
         sent = (sent.0 + pushed.blobs_sent, sent.1 + pushed.bytes_sent, sent.2 + pushed.attached);
     }
     let text = format!(
@@ -201,6 +202,15 @@ async fn run_push(args: &PushArgs, progress: &Display) -> Result<Output, Failure
         "attached": sent.2,
     });
     Ok(done(text, json))
+}
+
+fn push_reason(error: &PushError) -> Reason {
+    match error {
+        PushError::Copy { source, .. } => registry_reason(source),
+        PushError::Release { .. } | PushError::Attached { .. } => Reason::FormatRefused,
+        PushError::Bytes { .. } => Reason::CorruptBlob,
+        PushError::Temporary { .. } => Reason::WriteFailed,
+    }
 }
 
 async fn run_sign(args: &SignArgs) -> Result<Output, Failure> {

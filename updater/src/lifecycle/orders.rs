@@ -135,9 +135,15 @@ pub(super) fn rollback(
 /// While the running slot is unconfirmed, nothing touches the other slot: it is the only way back.
 fn unconfirmed(state: &State, seen: &Observation) -> Option<Why> {
     let judging = matches!(state.phase, Phase::OnTrial { .. } | Phase::RollingBack { .. });
-    let good = seen.boot.slot(seen.running) == SlotBoot::Good;
-    let detail =
-        || format!("slot {} runs and is {:?} in the boot record", seen.running, seen.boot.slot(seen.running));
+    let boot = seen.boot.slot(seen.running);
+    let good = boot == SlotBoot::Good;
+    let found = match boot {
+        SlotBoot::Empty => "has no entry in the boot record",
+        SlotBoot::Good => "is confirmed in the boot record, but not judged yet",
+        SlotBoot::Trial { .. } => "is on trial",
+        SlotBoot::Bad => "is marked bad in the boot record",
+    };
+    let detail = || format!("slot {} runs and {found}", seen.running);
     (judging || !good).then(|| Why::new(Reason::RunningSlotUnconfirmed, detail()))
 }
 

@@ -144,7 +144,8 @@ impl Story {
             println!("$ switchback boot-check        # run by the system after the start");
             print!("{}", indent(said));
         }
-        println!("  (slot {} runs after {} start(s))", boot.slot, boot.starts);
+        let starts = if boot.starts == 1 { "start" } else { "starts" };
+        println!("  (slot {} runs after {} {starts})", boot.slot, boot.starts);
         ensure!(boot.slot == expected, "slot {} runs, slot {expected} should", boot.slot);
         Ok(())
     }

@@ -86,9 +86,15 @@ impl Engine<'_> {
         let indexes = self.runtime.block_on(release.indexes(registry)).map_err(before)?;
         let target = self.target(slot)?;
         self.fits(&release, &target).map_err(before)?;
+        // An empty slot, or one that an earlier run began to write, holds nothing that could be lost.
+        let lost =
+            self.observe().ok().and_then(|seen| seen.releases[slot.index()].as_ref().map(Release::name));
+        let lost = lost.map(|lost| format!("; {} {}, which it holds, is given up", lost.name, lost.version));
         self.progress.say(&format!(
-            "Writing {} {} to slot {slot}; what the slot held until now is given up.",
-            release.config.name, release.config.version
+            "Writing {} {} to slot {slot}{}.",
+            release.config.name,
+            release.config.version,
+            lost.unwrap_or_default()
         ));
         let after = |error: InstallError| (why(&error), RUNNING_UNTOUCHED);
         let written = Install::clear(release, target)

@@ -1,6 +1,7 @@
 //! An update that is stopped, killed or met by a second one: what was paid for is kept, and the next run goes on.
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking, in its helpers too")]
 
+use std::io::BufRead as _;
 use std::process::{Child, Stdio};
 use std::time::{Duration, Instant};
 
@@ -15,7 +16,7 @@ use switchback_tests::slow_line::SlowLine;
 use switchback_tests::small_release::noise;
 
 const MIB: u64 = 1 << 20;
-/// Bytes of the slot's content, half of them noise first, then zeros: well above two flushes of the journal.
+/// Bytes of the slot, noise first, then zeros: well above two flushes of the journal.
 const ROOT_BYTES: u64 = 288 * MIB;
 const NOISE_BYTES: u64 = 256 * MIB;
 /// The program flushes and journals once in so many bytes: what a kill may cost.
@@ -34,10 +35,14 @@ struct Stage {
 /// A machine in front of a registry at the end of a slow line; 1.1 is large and not installed yet. Nothing is started
 /// here, so the roots need no file system.
 fn stage() -> Stage {
+    stage_of(NOISE_BYTES, ROOT_BYTES)
+}
+
+fn stage_of(noise_bytes: u64, root_bytes: u64) -> Stage {
     let scene = Scene::new().unwrap();
     let registry = Registry::start(&scene.folder().join("registry")).unwrap();
     let line = SlowLine::to(&registry.host(), FAST).unwrap();
-    for (version, noise_bytes, bytes) in [("1.0", MIB, 4 * MIB), ("1.1", NOISE_BYTES, ROOT_BYTES)] {
+    for (version, noise_bytes, bytes) in [("1.0", MIB, 4 * MIB), ("1.1", noise_bytes, root_bytes)] {
         let image = scene.desk.path("root.img");
         std::fs::write(&image, noise(noise_bytes, noise_bytes as usize)).unwrap();
         std::fs::File::options().write(true).open(&image).unwrap().set_len(bytes).unwrap();
@@ -60,7 +65,7 @@ fn stage() -> Stage {
 }
 
 fn begin(machine: &Machine) -> Child {
-    let mut update = machine.command(&["update", "--json"]);
+    let mut update = machine.command(&["update", "--json", "--progress", "json"]);
     update.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap()
 }
 
@@ -184,27 +189,65 @@ fn an_update_killed_again_and_again_pays_for_little_twice_and_ends_well() {
 }
 
 #[test]
-fn a_kill_while_reading_back_or_arming_never_leaves_a_slot_armed_unproven() {
+fn a_kill_while_reading_back_leaves_the_slot_unarmed_and_nothing_to_fetch() {
     let stage = stage();
     let machine = &stage.machine;
     let mut ends = Vec::new();
-    for millis in [0, 150, 400] {
+    for millis in [0, 100, 300] {
         let mut update = begin(machine);
-        let mut told = std::io::BufReader::new(update.stderr.take().unwrap());
-        let mut line = String::new();
-        while std::io::BufRead::read_line(&mut told, &mut line).unwrap() > 0 && !line.contains("\"prove\"") {
-            line.clear();
-        }
+        let mut told = std::io::BufReader::new(update.stderr.take().unwrap()).lines().map_while(Result::ok);
+        told.find(|line| line.contains("\"prove\"")).expect("the reading back is announced");
         std::thread::sleep(Duration::from_millis(millis));
         signal(&update, Signal::SIGKILL);
         update.wait().unwrap();
         let states = boot_states(machine);
         assert!(states[0] == "good" && states[1] != "good", "{states:?}");
+        // Reading all of it back takes longer than nothing at all.
+        assert!(millis > 0 || states[1] == "empty", "{states:?}");
         ends.push(states[1].as_str().unwrap().to_owned());
+        if states[1] != "empty" {
+            break;
+        }
     }
     let last = machine.ask(&["update"]).unwrap();
     assert_eq!(last.code, 0, "{}", last.said);
     assert_eq!(last.number("/traffic/fetched").unwrap(), 0, "{}", last.said);
     assert_eq!(boot_states(machine), ["good", "trial"]);
     println!("killed while reading back: then {ends:?}; the last run fetched nothing");
+}
+
+#[test]
+fn a_stop_is_heard_while_the_registry_is_silent() {
+    let stage = stage_of(32 * MIB, 32 * MIB);
+    let (line, machine) = (&stage.line, &stage.machine);
+    for (moment, bytes) in
+        [("before the first answer", 0), ("in the slot", 12 * MIB), ("in the boot files", 34 * MIB)]
+    {
+        line.set_pace(24 * MIB);
+        let from = line.carried();
+        if bytes == 0 {
+            line.set_pace(0);
+        }
+        let update = begin(machine);
+        wait_for(line, from, bytes.saturating_sub(journaled(machine)));
+        line.set_pace(0);
+        std::thread::sleep(Duration::from_millis(500));
+        signal(&update, Signal::SIGINT);
+        let asked = Instant::now();
+        let stopped = end(update);
+        let latency = asked.elapsed();
+        assert_eq!(
+            (stopped.code, &stopped.said["reason"]),
+            (73, &"interrupted".into()),
+            "{moment}: {}",
+            stopped.said
+        );
+        assert!(latency < Duration::from_secs(5), "{moment}: {latency:?}");
+        assert_eq!(boot_states(machine), ["good", "empty"]);
+        println!("silence {moment}: stopped after {latency:?}, {} bytes journaled", journaled(machine));
+    }
+    line.set_pace(FAST);
+    let last = machine.ask(&["update"]).unwrap();
+    assert_eq!((last.code, &last.said["outcome"]), (0, &"armed".into()), "{}", last.said);
+    assert!(last.number("/traffic/kept").unwrap() >= 30 * MIB, "{}", last.said);
 }

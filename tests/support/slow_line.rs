@@ -13,6 +13,8 @@ use anyhow::Result;
 
 /// Bytes passed on at a time.
 const PIECE_BYTES: usize = 64 << 10;
+/// A new pace is noticed within this.
+const PAUSE_MAX: Duration = Duration::from_millis(200);
 
 /// A line to one server; connections that are open when the value ends last until either side closes them.
 pub struct SlowLine {
@@ -57,7 +59,7 @@ impl SlowLine {
         &self.host
     }
 
-    /// Changes the pace, also of what is under way.
+    /// Changes the pace, also of what is under way; 0 is silence.
     pub fn set_pace(&self, bytes_per_sec: u64) {
         self.shared.bytes_per_sec.store(bytes_per_sec, Ordering::SeqCst);
     }
@@ -98,11 +100,14 @@ impl Shared {
             if count == 0 {
                 return Ok(());
             }
+            while self.bytes_per_sec.load(Ordering::SeqCst) == 0 {
+                thread::sleep(Duration::from_millis(10));
+            }
             client.write_all(&piece[..count])?;
             self.carried.fetch_add(count as u64, Ordering::SeqCst);
-            let pace = self.bytes_per_sec.load(Ordering::SeqCst);
-            due = due.max(Instant::now() - Duration::from_millis(50))
-                + Duration::from_secs_f64(count as f64 / pace as f64);
+            let pace = self.bytes_per_sec.load(Ordering::SeqCst).max(1);
+            let earliest = Instant::now() - Duration::from_millis(50);
+            due = due.max(earliest) + Duration::from_secs_f64(count as f64 / pace as f64).min(PAUSE_MAX);
             thread::sleep(due.saturating_duration_since(Instant::now()));
         }
     }

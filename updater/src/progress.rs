@@ -2,7 +2,12 @@
 //!
 //! Not here: bars or JSON (`cli::progress`). Rule: work asks `stopped` at every chunk and leaves everything resumable.
 
+use std::time::Duration;
+
 use serde::Serialize;
+
+/// How soon a wish to stop is heard while nothing comes in.
+const STOP_HEARD_WITHIN: Duration = Duration::from_millis(100);
 
 /// The phases of long work: those of an update in their order, then the author's.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
@@ -36,6 +41,19 @@ pub trait Progress: Send + Sync {
     fn say(&self, sentence: &str);
     /// True once the person asked to stop (Ctrl-C).
     fn stopped(&self) -> bool;
+}
+
+/// Waits for `work`, or until the person asks to stop (`None`): a registry that says nothing would else hold a Ctrl-C up
+/// for as long as all its timeouts and retries last.
+pub async fn until_stopped<T>(progress: &dyn Progress, work: impl Future<Output = T>) -> Option<T> {
+    let mut work = std::pin::pin!(work);
+    loop {
+        match tokio::time::timeout(STOP_HEARD_WITHIN, work.as_mut()).await {
+            Ok(done) => return Some(done),
+            Err(_) if progress.stopped() => return None,
+            Err(_) => {}
+        }
+    }
 }
 
 /// Says nothing and never stops: for tests and for callers that only want the answer.

@@ -83,7 +83,7 @@ impl Engine<'_> {
             ));
         };
         let (registry, progress) = (&*registry, self.progress);
-        let indexes = self.runtime.block_on(release.indexes(registry)).map_err(before)?;
+        let indexes = self.fetch(release.indexes(registry)).map_err(before)?;
         let target = self.target(slot)?;
         self.fits(&release, &target).map_err(before)?;
         // An empty slot, or one that an earlier run began to write, holds nothing that could be lost.
@@ -179,7 +179,7 @@ impl Engine<'_> {
         registry: &dyn crate::registry::Registry,
     ) -> Result<Traffic, Failure> {
         let failed = |error: InstallError| Failure::before(error.reason(), error);
-        let indexes = self.runtime.block_on(release.indexes(registry)).map_err(failed)?;
+        let indexes = self.fetch(release.indexes(registry)).map_err(failed)?;
         let refused = |(why, untouched): Failed| Failure { why, untouched };
         let target = self.target(self.other()?).map_err(refused)?;
         self.fits(release, &target).map_err(failed)?;

@@ -200,8 +200,9 @@ impl Engine<'_> {
         let reference = source::reference(self.config, to)?;
         let registry = source::open(&reference, &source::access(self.config))?;
         self.progress.begin(Work::Check, 0);
-        let digest = self.runtime.block_on(source::resolve(&*registry, &reference))?;
-        let fetched = self.runtime.block_on(Release::fetch(&*registry, digest, &self.trust));
+        let resolved = self.fetch(async { Ok(source::resolve(&*registry, &reference).await) });
+        let digest = resolved.map_err(|e| Failure::before(e.reason(), e))??;
+        let fetched = self.fetch(Release::fetch(&*registry, digest, &self.trust));
         self.progress.end();
         let release = fetched.map_err(|e| Failure::before(e.reason(), e))?;
         let running = seen.releases[seen.observation.running.index()].as_ref();

@@ -22,9 +22,9 @@ use crate::facts::{Facts, state_file};
 use crate::health::HealthReport;
 use crate::host::Machine;
 use crate::host::lock::InstanceLock;
-use crate::install::{Install, Proven, Release, Traffic};
+use crate::install::{Install, InstallError, Proven, Release, Traffic};
 use crate::lifecycle::{Action, Event, Policy, State, step};
-use crate::progress::Progress;
+use crate::progress::{Progress, until_stopped};
 use crate::reason::{Reason, Why};
 use crate::trust;
 
@@ -191,6 +191,11 @@ impl<'a> Engine<'a> {
             why: Why::new(Reason::Internal, format!("no rest after {STEPS_MAX} steps")),
             untouched: RUNNING_UNTOUCHED,
         })
+    }
+
+    /// Waits for the network, as long as the person does.
+    fn fetch<T>(&self, work: impl Future<Output = Result<T, InstallError>>) -> Result<T, InstallError> {
+        self.runtime.block_on(until_stopped(self.progress, work)).unwrap_or(Err(InstallError::Interrupted))
     }
 
     /// The state that `step` decided on, durable on return.

@@ -25,7 +25,7 @@ pub use self::preflight::{Offer, preflight};
 pub use self::release::{PASSPORT, Passport, Release, ReleaseName};
 use crate::image::config::VerityInfo;
 use crate::image::index::Index;
-use crate::progress::{Phase, Progress};
+use crate::progress::{Phase, Progress, until_stopped};
 use crate::registry::Registry;
 
 /// The slot's old entry, boot files and passport are gone: nothing half-written can be started.
@@ -118,8 +118,10 @@ impl Install<Cleared> {
         progress.begin(Phase::Boot, layers.iter().map(|layer| layer.blob.size).sum());
         let mut files = Vec::new();
         for layer in layers {
-            let (file, fetched) =
-                runtime.block_on(boot_files::fetch(registry, layer, &self.target.state_dir, progress))?;
+            let fetching = boot_files::fetch(registry, layer, &self.target.state_dir, progress);
+            let (file, fetched) = runtime
+                .block_on(until_stopped(progress, fetching))
+                .unwrap_or(Err(InstallError::Interrupted))?;
             self.traffic.fetched += fetched;
             self.traffic.requests += u64::from(fetched > 0);
             files.push(file);

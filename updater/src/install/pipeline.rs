@@ -18,7 +18,7 @@ use crate::image::BLOCK_BYTES;
 use crate::image::frame::{FrameDecoder, chunks_match};
 use crate::image::index::{FrameBody, FrameRef, Index};
 use crate::image::manifest::Descriptor;
-use crate::progress::{Phase, Progress};
+use crate::progress::{Phase, Progress, until_stopped};
 use crate::registry::Registry;
 
 /// A request is not split for a gap of frames that are there already (or read as zero) of at most this many bytes:
@@ -88,7 +88,8 @@ impl SlotJob<'_> {
         let outcome = std::thread::scope(|scope| {
             let decoder = scope.spawn(move || decode(fetched_rx, decoded_tx));
             let writer = scope.spawn(|| self.write(decoded_rx, tree));
-            let fetched = runtime.block_on(self.fetch(&kept, fetched_tx));
+            let fetching = until_stopped(self.progress, self.fetch(&kept, fetched_tx));
+            let fetched = runtime.block_on(fetching).unwrap_or(Err(InstallError::Interrupted));
             (fetched, join(decoder.join()), join(writer.join()))
         });
         self.progress.end();

@@ -7,6 +7,7 @@ use std::ops::Range;
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 
+use bytes::{Buf as _, Bytes, BytesMut};
 use futures_util::StreamExt as _;
 use switchback_partitions::device::BlockDevice;
 use switchback_partitions::verity::TreeWriter;
@@ -240,7 +241,7 @@ fn join<T>(result: std::thread::Result<Result<T, InstallError>>) -> Result<T, In
 enum Piece {
     Zero,
     Kept,
-    Fetched(Vec<u8>),
+    Fetched(Bytes),
 }
 
 /// What the writer gets for a frame.
@@ -253,7 +254,7 @@ enum Decoded {
 /// One range request, cut into frames as it arrives.
 struct Body {
     stream: crate::registry::ByteStream,
-    buffer: Vec<u8>,
+    buffer: BytesMut,
     at: u64,
     end: u64,
 }
@@ -266,15 +267,15 @@ impl Body {
     ) -> Result<Body, InstallError> {
         let (at, end) = (range.start, range.end);
         let stream = registry.blob_range(blob, range).await?;
-        Ok(Body { stream, buffer: Vec::new(), at, end })
+        Ok(Body { stream, buffer: BytesMut::new(), at, end })
     }
 
     /// The bytes of one frame; what lies before it in the range is passed over as it comes, never collected.
-    async fn take(&mut self, frame: Range<u64>) -> Result<Vec<u8>, InstallError> {
+    async fn take(&mut self, frame: Range<u64>) -> Result<Bytes, InstallError> {
         let want = (frame.end - frame.start) as usize;
         loop {
             let before = frame.start.saturating_sub(self.at).min(self.buffer.len() as u64) as usize;
-            self.buffer.drain(..before);
+            self.buffer.advance(before);
             self.at += before as u64;
             if self.at == frame.start && self.buffer.len() >= want {
                 break;
@@ -283,9 +284,9 @@ impl Body {
                 self.stream.next().await.ok_or(InstallError::ShortBody { missing: frame.end - self.at })?;
             self.buffer.extend_from_slice(&piece?);
         }
-        let rest = self.buffer.split_off(want);
         self.at = frame.end;
-        Ok(std::mem::replace(&mut self.buffer, rest))
+        // A view, not a copy: frames under way would else each hold as much memory as a whole piece of the body has.
+        Ok(self.buffer.split_to(want).freeze())
     }
 }
 

@@ -45,6 +45,7 @@ const SCENARIOS: &[Scenario] = &[
     row("rollback_and_update_again_five_times", false, good::five_cycles),
     row("hang_ends_by_the_deadline", false, returns::hangs),
     row("kernel_panic_comes_back", true, returns::panics),
+    row("kernel_panic_comes_back_under_systemd_boot_257", false, returns::panics_under_the_newer_loader),
     row("failing_health_check_comes_back", true, returns::unhealthy),
     row("init_that_exits_comes_back", false, returns::exits),
     row("good_update_is_confirmed", true, good::update),

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use anyhow::{Result, ensure};
-use switchback_tests::lab::release::{Recipe, Temper};
+use switchback_tests::lab::release::{Loader, Recipe, Temper};
 
 use crate::scene::Scene;
 
@@ -13,7 +13,7 @@ const RETURN_TIMEOUT: Duration = Duration::from_secs(600);
 /// Tells the story; the scene shows the console.
 pub fn tell(scene: &mut Scene) -> Result<()> {
     say("A disk is provisioned with 1.0, and a machine with UEFI firmware and systemd-boot starts from it.");
-    scene.power_on_with(&Recipe::new("1.0", Temper::Good), false)?;
+    scene.power_on_with(&Recipe::new("1.0", Temper::Good), Loader::V252, false)?;
     type_in(scene, "switchback status")?;
 
     say("1.1 is built, pushed to the registry and signed with cosign. The machine updates itself.");

@@ -2,14 +2,14 @@
 
 use anyhow::{Result, ensure};
 use switchback_tests::lab::qemu::BOOT_TIMEOUT;
-use switchback_tests::lab::release::{Recipe, Temper};
+use switchback_tests::lab::release::{Loader, Recipe, Temper};
 
 use crate::scene::Scene;
 use crate::witness;
 
 /// A good update costs one reboot, is confirmed, and leaves a disk with which the standard tools find no fault.
 pub fn update(scene: &mut Scene) -> Result<()> {
-    scene.power_on_with(&Recipe::new("1.0", Temper::Good), false)?;
+    scene.power_on_with(&Recipe::new("1.0", Temper::Good), Loader::V252, false)?;
     scene.expect_settled("1.0")?;
     scene.publish(&Recipe::new("1.1", Temper::Good))?;
     let offer = scene.ask("check")?;
@@ -25,7 +25,7 @@ pub fn update(scene: &mut Scene) -> Result<()> {
 
 /// Rollback and update again, five times: each is a trial like any other and fetches nothing.
 pub fn five_cycles(scene: &mut Scene) -> Result<()> {
-    scene.power_on_with(&Recipe::new("1.0", Temper::Good), false)?;
+    scene.power_on_with(&Recipe::new("1.0", Temper::Good), Loader::V252, false)?;
     scene.publish(&Recipe::new("1.1", Temper::Good))?;
     let running = scene.update("")?;
     ensure!(running == "1.1", "the machine came up with {running}\n{}", scene.explain());

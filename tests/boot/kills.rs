@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
 use switchback_tests::lab::qemu::BOOT_TIMEOUT;
-use switchback_tests::lab::release::{Recipe, Temper};
+use switchback_tests::lab::release::{Loader, Recipe, Temper};
 
 use crate::scene::Scene;
 use crate::witness;
@@ -38,7 +38,7 @@ pub fn on_trial(scene: &mut Scene) -> Result<()> {
 }
 
 fn killed(scene: &mut Scene, moment: &str, within_ms: u64) -> Result<()> {
-    scene.power_on_with(&Recipe::new("1.0", Temper::Good), false)?;
+    scene.power_on_with(&Recipe::new("1.0", Temper::Good), Loader::V252, false)?;
     scene.expect_settled("1.0")?;
     scene.publish(&Recipe::new("1.1", Temper::Good))?;
     let delay = delay(within_ms)?;

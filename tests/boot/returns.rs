@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use anyhow::{Result, ensure};
-use switchback_tests::lab::release::{Kernel, Recipe, Temper};
+use switchback_tests::lab::release::{Kernel, Loader, Recipe, Temper};
 
 use crate::scene::{Scene, TRIES};
 use crate::witness;
@@ -13,33 +13,38 @@ const RETURN_TIMEOUT: Duration = Duration::from_secs(20 * 60);
 
 /// The kernel panics as soon as the root is up.
 pub fn panics(scene: &mut Scene) -> Result<()> {
-    comes_back(scene, Temper::Panics, TRIES + 1)
+    comes_back(scene, Temper::Panics, Loader::V252, TRIES + 1)
+}
+
+/// The same under the newer loader, which tells the system other names for one entry.
+pub fn panics_under_the_newer_loader(scene: &mut Scene) -> Result<()> {
+    comes_back(scene, Temper::Panics, Loader::V257, TRIES + 1)
 }
 
 /// The health check fails: known at the first try, so the machine does not spend the others.
 pub fn unhealthy(scene: &mut Scene) -> Result<()> {
-    comes_back(scene, Temper::Unhealthy, 2)
+    comes_back(scene, Temper::Unhealthy, Loader::V252, 2)
 }
 
 /// PID 1 ends, and the kernel panics for it.
 pub fn exits(scene: &mut Scene) -> Result<()> {
-    comes_back(scene, Temper::Exits, TRIES + 1)
+    comes_back(scene, Temper::Exits, Loader::V252, TRIES + 1)
 }
 
 /// PID 1 spins: no watchdog in this machine, so the trial's deadline has to end it.
 pub fn hangs(scene: &mut Scene) -> Result<()> {
-    comes_back(scene, Temper::Hangs, TRIES + 1)
+    comes_back(scene, Temper::Hangs, Loader::V252, TRIES + 1)
 }
 
 /// Nothing runs any more, the keeper of the watchdog neither: the watchdog has to end it.
 pub fn freezes(scene: &mut Scene) -> Result<()> {
-    comes_back(scene, Temper::Freezes, TRIES + 1)
+    comes_back(scene, Temper::Freezes, Loader::V252, TRIES + 1)
 }
 
-fn comes_back(scene: &mut Scene, temper: Temper, boots_max: usize) -> Result<()> {
+fn comes_back(scene: &mut Scene, temper: Temper, loader: Loader, boots_max: usize) -> Result<()> {
     let watchdog = temper == Temper::Freezes;
     let kernel = if watchdog { Kernel::V6_12 } else { Kernel::V6_1 };
-    scene.power_on_with(&Recipe { version: "1.0", temper: Temper::Good, kernel }, watchdog)?;
+    scene.power_on_with(&Recipe { version: "1.0", temper: Temper::Good, kernel }, loader, watchdog)?;
     scene.expect_settled("1.0")?;
     let digest = scene.publish(&Recipe { version: "1.1", temper, kernel })?;
     let before = scene.boots();

@@ -10,7 +10,7 @@ use anyhow::{Context as _, Result, ensure};
 use serde_json::Value;
 use switchback_tests::lab::fixtures::Lab;
 use switchback_tests::lab::qemu::{Answer, BOOT_TIMEOUT, Hardware, Machine, Vm};
-use switchback_tests::lab::release::Recipe;
+use switchback_tests::lab::release::{Loader, Recipe};
 use switchback_tests::lab::tools;
 
 /// How long a command in the guest may take, a whole update included.
@@ -41,9 +41,9 @@ impl<'a> Scene<'a> {
     }
 
     /// Brings in a machine whose slot A was provisioned with `recipe`, and switches it on.
-    pub fn power_on_with(&mut self, recipe: &Recipe, watchdog: bool) -> Result<()> {
+    pub fn power_on_with(&mut self, recipe: &Recipe, loader: Loader, watchdog: bool) -> Result<()> {
         let disk = self.folder.join("disk.img");
-        self.lab.disk(recipe, &disk)?;
+        self.lab.disk(recipe, loader, &disk)?;
         let hardware = Hardware { watchdog, echo: self.echo, ..self.lab.hardware(&self.name) };
         self.machine = Some(Machine::new(&self.folder, &disk, hardware)?);
         self.power_on()?;

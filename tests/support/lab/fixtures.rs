@@ -13,7 +13,7 @@ use tempfile::TempDir;
 
 use super::qemu::Hardware;
 use super::registry::Registry;
-use super::release::{self, Recipe};
+use super::release::{self, Loader, Recipe};
 use super::tools;
 
 /// Folders of runs begin with this.
@@ -98,10 +98,10 @@ impl Lab {
         Ok(digest)
     }
 
-    /// A copy of a disk that was provisioned with `recipe`, at `copy`.
-    pub fn disk(&self, recipe: &Recipe, copy: &Path) -> Result<()> {
-        let disk = self.once(&format!("disk-{}", recipe.name()), |disk| {
-            let name = format!("factory-{}", recipe.name());
+    /// A copy of a disk that was provisioned with `recipe` and `loader`, at `copy`.
+    pub fn disk(&self, recipe: &Recipe, loader: Loader, copy: &Path) -> Result<()> {
+        let disk = self.once(&format!("disk-{}-{loader:?}", recipe.name()), |disk| {
+            let name = format!("factory-{}-{loader:?}", recipe.name()).to_lowercase();
             self.publish(recipe, &name)?;
             let mut provision = Command::new(tools::switchback()?);
             provision.arg("provision").arg(disk).args([
@@ -114,6 +114,9 @@ impl Lab {
             ]);
             provision.args(["--release", &format!("{}/{name}:{}", self.registry.host(), recipe.version)]);
             provision.args(["--plain-http", &self.registry.host(), "--trust"]).arg(self.key());
+            if loader == Loader::V257 {
+                provision.arg("--loader").arg(tools::fetched("systemd257")?);
+            }
             tools::run(&mut provision).map(drop)
         })?;
         tools::run(Command::new("cp").arg("--sparse=always").arg(disk).arg(copy)).map(drop)

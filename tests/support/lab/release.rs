@@ -71,6 +71,16 @@ impl Kernel {
     }
 }
 
+/// systemd-boot: the two versions differ in what they tell the system and in how they treat a kernel that does not load.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum Loader {
+    /// The one of Debian 12.
+    #[default]
+    V252,
+    /// The one of Debian 13.
+    V257,
+}
+
 /// What tells one release from another.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Recipe {

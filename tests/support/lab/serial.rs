@@ -147,8 +147,11 @@ fn line_end(pending: &[u8]) -> Option<usize> {
     end.or_else(|| (pending.len() > LINE_BYTES_MAX).then_some(LINE_BYTES_MAX))
 }
 
-/// Text without the escape sequences of firmware and loader menus, and without control characters.
+/// Text without the escape sequences of firmware and loader menus, and without control characters. Of a line that was
+/// drawn over and over, such as a progress bar, the last state.
 fn plain(text: &str) -> String {
+    let text = text.trim_end_matches(['\r', '\n']);
+    let text = text.rsplit('\r').next().unwrap_or(text);
     let mut kept = String::with_capacity(text.len());
     let mut characters = text.chars().peekable();
     while let Some(character) = characters.next() {
@@ -183,6 +186,13 @@ mod tests {
         let serial = reading(b"\x1b[2J\x1b[01;01H\x1b[=3hBdsDxe: \x1b[0mstarting\r\n");
         let (number, line) = serial.wait_for("^BdsDxe: starting$", 0, Duration::from_secs(5)).unwrap();
         assert_eq!((number, line.text.as_str()), (0, "BdsDxe: starting"));
+    }
+
+    #[test]
+    fn of_a_progress_bar_the_last_state_stays() {
+        let serial = reading(b"10 %\r50 %\r100 %\r\n");
+        let (_, line) = serial.wait_for("%", 0, Duration::from_secs(5)).unwrap();
+        assert_eq!(line.text, "100 %");
     }
 
     #[test]

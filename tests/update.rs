@@ -238,6 +238,51 @@ fn an_operator_ends_a_trial_before_anybody_judged_it() {
 }
 
 #[test]
+fn an_operator_takes_an_armed_update_back_before_the_reboot_and_arms_it_again() {
+    let (scene, mut machine) = machine_with_1_0();
+    publish(&scene, "1.1", true);
+    ask(&machine, &["update"], 0);
+    assert_eq!(boot_of(&machine, Slot::B), "trial");
+    assert_eq!(ask(&machine, &["rollback", "--detailed-exitcode"], 2).said["outcome"], "disarmed");
+    assert_eq!((boot_of(&machine, Slot::B), &status(&machine)["state"]), ("empty".into(), &"staged".into()));
+    assert_eq!(machine.power_on().unwrap().slot, Slot::A, "what was disarmed does not start");
+    let again = ask(&machine, &["update", "--reboot"], 0);
+    assert_eq!(
+        (again.number("/traffic/fetched").unwrap(), again.number("/traffic/written").unwrap()),
+        (0, 0)
+    );
+    assert_eq!(machine.power_on().unwrap().slot, Slot::B);
+    assert_eq!(history(&machine), [["confirmed", "1.1", "b", ""]]);
+}
+
+#[test]
+fn a_staged_slot_that_rotted_is_not_armed_and_is_written_anew_by_the_next_update() {
+    let (scene, mut machine) = machine_with_1_0();
+    publish(&scene, "1.1", true);
+    ask(&machine, &["update", "--stage"], 0);
+    let root = machine.layout().unwrap().slot(Slot::B).root.clone();
+    machine.image().unwrap().partition(&root).unwrap().write_at(0, &[0xff; 4096]).unwrap();
+    assert_eq!(ask(&machine, &["update"], 41).said["reason"], "read-back-mismatch");
+    assert_eq!(boot_of(&machine, Slot::B), "empty");
+    assert!(ask(&machine, &["update", "--reboot"], 0).number("/traffic/written").unwrap() > 0);
+    assert_eq!(machine.power_on().unwrap().slot, Slot::B);
+}
+
+#[test]
+fn a_machine_without_keys_can_be_looked_at_and_not_be_moved() {
+    let (scene, machine) = machine_with_1_0();
+    publish(&scene, "1.1", true);
+    let config = std::fs::read_to_string(machine.config()).unwrap();
+    let without: Vec<&str> =
+        config.lines().filter(|line| !line.contains("trust.policy") && !line.starts_with("keys")).collect();
+    std::fs::write(machine.config(), without.join("\n")).unwrap();
+    assert!(status(&machine)["slots"][0]["problem"].as_str().unwrap().contains("no key"));
+    let before = sha256(&machine.disk()).unwrap();
+    assert_eq!(ask(&machine, &["update"], 11).said["reason"], "no-policy");
+    assert_eq!(before, sha256(&machine.disk()).unwrap());
+}
+
+#[test]
 fn five_times_back_and_forth_fetches_and_writes_nothing() {
     let (scene, mut machine) = machine_with_1_0();
     publish(&scene, "1.1", true);

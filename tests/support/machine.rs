@@ -80,6 +80,11 @@ impl Machine {
         Ok(Machine { folder: folder.to_path_buf(), switchback: switchback.to_path_buf(), power_ons: 0 })
     }
 
+    /// The configuration file.
+    pub fn config(&self) -> PathBuf {
+        self.folder.join("config.toml")
+    }
+
     /// The disk image.
     pub fn disk(&self) -> PathBuf {
         self.folder.join("disk.img")

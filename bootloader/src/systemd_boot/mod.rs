@@ -80,7 +80,7 @@ impl SystemdBoot {
                 self.put_first(catalogue, file, file.name.ending)?;
                 self.remove_older(slot)
             }
-            Change::Forget(slot) => self.remove_entries(catalogue, slot),
+            Change::Forget(slot) => self.withdraw(catalogue, slot),
         }
     }
 
@@ -135,6 +135,18 @@ impl SystemdBoot {
             self.remove(file)?;
         }
         if older.is_empty() { Ok(()) } else { self.flush_entries() }
+    }
+
+    /// Takes the slot out of the loader's order and keeps its newest entry as a prepared one: what is only disarmed can
+    /// be armed again. Removed, a staged release could never be started without being written once more.
+    fn withdraw(&self, catalogue: &Catalogue, slot: Slot) -> Result<(), BootError> {
+        let Some(newest) = catalogue.ours_of(slot).find(|file| file.name.ending != Ending::Prepared) else {
+            return Ok(());
+        };
+        for file in catalogue.ours_of(slot).filter(|file| file.file_name != newest.file_name) {
+            self.remove(file)?;
+        }
+        self.rename(newest, Ending::Prepared)
     }
 
     fn remove_entries(&self, catalogue: &Catalogue, slot: Slot) -> Result<(), BootError> {

@@ -7,6 +7,8 @@ use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
+use crate::registry::reference::Reference;
+
 /// Atomic A/B upgrades with a way back.
 #[derive(Debug, Parser)]
 #[command(
@@ -109,7 +111,7 @@ pub enum Verb {
 #[derive(Debug, Clone, Args)]
 pub struct SourceArgs {
     /// A tag, a digest (`@sha256:…`) or a whole reference (`host/repo:tag`, `oci:FOLDER:tag`); default: the configured source
-    #[arg(long, value_name = "RELEASE")]
+    #[arg(long, value_name = "RELEASE", value_parser = release_name)]
     pub to: Option<String>,
 }
 
@@ -151,7 +153,7 @@ pub struct ProvisionArgs {
     pub target: PathBuf,
     /// The release for slot A: `oci:FOLDER:tag`, `host/repo:tag` or `…@sha256:…`
     #[arg(long, value_name = "RELEASE")]
-    pub release: String,
+    pub release: Reference,
     /// Public key (PEM) the release must be signed with; may be given several times
     #[arg(long, value_name = "FILE", required = true)]
     pub trust: Vec<PathBuf>,
@@ -295,7 +297,7 @@ pub struct BuildArgs {
     pub foreign: bool,
     /// Where the release goes: `oci:FOLDER[:TAG]`; the tag defaults to the version
     #[arg(long, value_name = "oci:FOLDER")]
-    pub output: String,
+    pub output: Reference,
 }
 
 /// How a registry is reached.
@@ -317,9 +319,9 @@ pub struct RegistryArgs {
 #[derive(Debug, Args)]
 pub struct PushArgs {
     /// The release to copy
-    pub from: String,
+    pub from: Reference,
     /// Where to: `host/repo` or `oci:FOLDER`
-    pub to: String,
+    pub to: Reference,
     /// Tags at the destination besides its own; may be given several times
     #[arg(long = "tag", value_name = "TAG")]
     pub tags: Vec<String>,
@@ -336,7 +338,7 @@ pub struct PushArgs {
 #[derive(Debug, Args)]
 pub struct SignArgs {
     /// The release to sign
-    pub release: String,
+    pub release: Reference,
     /// Private key (PEM, PKCS#8)
     #[arg(long, value_name = "FILE")]
     pub key: PathBuf,
@@ -353,10 +355,20 @@ pub struct SignArgs {
 #[derive(Debug, Args)]
 pub struct InspectArgs {
     /// The release to show
-    pub release: String,
+    pub release: Reference,
     /// How the registry is reached.
     #[command(flatten)]
     pub registry: RegistryArgs,
+}
+
+/// A tag, `@digest` or reference, refused while it is still only typed text.
+fn release_name(text: &str) -> Result<String, String> {
+    let checked = match text.strip_prefix('@').or_else(|| text.starts_with("sha256:").then_some(text)) {
+        Some(digest) => digest.parse::<crate::digest::Digest>().map(drop).map_err(|e| e.to_string()),
+        None if text.contains(['/', ':']) => text.parse::<Reference>().map(drop).map_err(|e| e.to_string()),
+        None => Ok(()),
+    };
+    checked.map(|()| text.to_string())
 }
 
 /// A size typed by a person: a number with an optional K, M, G or T (powers of 1024).

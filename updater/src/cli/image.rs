@@ -12,8 +12,8 @@ use super::args::{BuildArgs, ImageVerb, InspectArgs, KeyKind, PushArgs, Registry
 use super::progress::Display;
 use super::render::bytes;
 use crate::digest::Digest;
+use crate::engine::Failure;
 use crate::engine::source::{open, resolve};
-use crate::engine::{Failure, chain};
 use crate::host::durable::read_bounded;
 use crate::install::registry_reason;
 use crate::progress::{Phase, Progress as _};
@@ -26,23 +26,26 @@ use crate::reason::{Reason, Why};
 use crate::registry::reference::{Reference, Source, Version};
 use crate::registry::{Registry, RegistryAccess};
 
+/// What every failure of these verbs leaves as it was.
+const TAGS_STAND: &str = "No tag was moved and nothing that was there before was changed.";
 /// Bound of a private key file in bytes.
 const KEY_BYTES_MAX: u64 = 64 * 1024;
 
 pub(super) fn run(verb: &ImageVerb, progress: &Display) -> Result<Output, Failure> {
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build();
     let runtime = runtime.map_err(|e| Failure::before(Reason::Internal, e))?;
-    match verb {
+    let done = match verb {
         ImageVerb::Build(args) => runtime.block_on(run_build(args, progress)),
         ImageVerb::Push(args) => runtime.block_on(run_push(args, progress)),
         ImageVerb::Sign(args) => runtime.block_on(run_sign(args)),
         ImageVerb::Inspect(args) => runtime.block_on(run_inspect(args)),
         ImageVerb::Keygen { prefix, kind } => keygen(prefix, *kind),
-    }
+    };
+    done.map_err(|failure| Failure { untouched: TAGS_STAND, ..failure })
 }
 
 async fn run_build(args: &BuildArgs, progress: &Display) -> Result<Output, Failure> {
-    let output = parse(&args.output)?;
+    let output = &args.output;
     let Source::Layout(folder) = &output.source else {
         return Err(refused(
             "--output takes a folder, `oci:FOLDER[:TAG]`; send it on with `switchback image push`".into(),
@@ -130,6 +133,7 @@ impl Shown {
 
 fn root(args: &BuildArgs) -> Result<RootSource, Failure> {
     match (&args.root, &args.partition) {
+        (Some(folder), _) if !folder.is_dir() => Err(refused(format!("{} is no folder", folder.display()))),
         (Some(folder), _) => Ok(RootSource::Folder(folder.clone())),
         (None, Some(partition)) => match partition.split_once('=') {
             Some(("root", file)) => Ok(RootSource::Partition(PathBuf::from(file))),
@@ -160,10 +164,10 @@ fn boot(args: &BuildArgs) -> Result<BootSource, Failure> {
 }
 
 async fn run_push(args: &PushArgs, progress: &Display) -> Result<Output, Failure> {
-    let (from_reference, to_reference) = (parse(&args.from)?, parse(&args.to)?);
+    let (from_reference, to_reference) = (&args.from, &args.to);
     let access = access(&args.registry);
-    let (from, to) = (open(&from_reference, &access)?, open(&to_reference, &access)?);
-    let digest = resolve(&*from, &from_reference).await?;
+    let (from, to) = (open(from_reference, &access)?, open(to_reference, &access)?);
+    let digest = resolve(&*from, from_reference).await?;
     // Its own tag first: the one written at the destination, else the one it had at its source.
     let own = to_reference.tag().or(from_reference.tag()).map(str::to_string);
     let mut tags: Vec<Option<String>> = own.into_iter().chain(args.tags.iter().cloned()).map(Some).collect();
@@ -287,12 +291,11 @@ fn keygen(prefix: &std::path::Path, kind: KeyKind) -> Result<Output, Failure> {
     Ok(done(text, serde_json::json!({ "answer": "key", "private": private, "public": public })))
 }
 
-async fn found(release: &str, args: &RegistryArgs) -> Result<(Box<dyn Registry>, Digest), Failure> {
-    let reference = parse(release)?;
-    let registry = open(&reference, &access(args))?;
+async fn found(reference: &Reference, args: &RegistryArgs) -> Result<(Box<dyn Registry>, Digest), Failure> {
+    let registry = open(reference, &access(args))?;
     let digest = match &reference.version {
         Some(Version::Digest(digest)) => *digest,
-        _ => resolve(&*registry, &reference).await?,
+        _ => resolve(&*registry, reference).await?,
     };
     Ok((registry, digest))
 }
@@ -304,10 +307,6 @@ fn access(args: &RegistryArgs) -> RegistryAccess {
         auth_file: args.auth_file.clone(),
         ..RegistryAccess::default()
     }
-}
-
-fn parse(text: &str) -> Result<Reference, Failure> {
-    text.parse().map_err(|e: crate::registry::reference::ReferenceError| refused(chain(&e)))
 }
 
 fn refused(detail: String) -> Failure {

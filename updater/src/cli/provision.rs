@@ -5,17 +5,13 @@ use super::render::{bytes, release};
 use super::{Output, progress::Display};
 use crate::engine::Failure;
 use crate::engine::provision::{Wish, provision};
-use crate::reason::{Reason, Why};
 use crate::registry::RegistryAccess;
 
 pub(super) fn run(args: &ProvisionArgs, progress: &Display) -> Result<Output, Failure> {
-    let reference = args.release.parse().map_err(|e: crate::registry::reference::ReferenceError| {
-        Failure::refused(Why::new(Reason::ConfigInvalid, e.to_string()))
-    })?;
     let wish = Wish {
         target: args.target.clone(),
         size: args.size.map(|size| size.0),
-        release: reference,
+        release: args.release.clone(),
         trust: args.trust.clone(),
         threshold: args.threshold,
         slot_bytes: args.slot_size.map(|size| size.0),

@@ -129,6 +129,12 @@ fn update(answer: &Update, verb: &str) -> String {
         Outcome::Staged => {
             format!("{name} is staged in slot {slot}, read back and verified: {cost}.\n{}\n", answer.detail)
         }
+        Outcome::Disarmed => {
+            format!(
+                "{name} in slot {slot} is not armed any more: the next reboot stays here.\n{}\n",
+                answer.detail
+            )
+        }
         Outcome::Armed => format!(
             "{name} is armed in slot {slot}: {cost}.\nThe next reboot starts its trial ({} starts at most). {}\n",
             answer.tries, answer.detail

@@ -126,7 +126,11 @@ impl Engine<'_> {
                     "{} {} lies in slot {slot} already; nothing is fetched or written, it is read back.",
                     release.config.name, release.config.version
                 ));
-                Install::present(release, self.target(slot)?).prove(self.progress).map_err(after)?
+                let proven = Install::present(release, self.target(slot)?).prove(self.progress);
+                proven.map_err(|error| {
+                    self.disown(slot, &error);
+                    after(error)
+                })?
             }
         };
         // Marks of earlier trials would be taken for starts of this one.
@@ -135,6 +139,17 @@ impl Engine<'_> {
         proven.arm(tries).map_err(after)?;
         self.run.armed = true;
         Ok(now(self.boot_id()?))
+    }
+
+    /// A slot that is not what its passport says loses the passport: with it, the same release would be "already there"
+    /// for ever and never be written again.
+    fn disown(&self, slot: Slot, error: &InstallError) {
+        if error.reason() == Reason::ReadBackMismatch
+            && let Ok(bootloader) = self.machine.bootloader()
+            && let Err(error) = bootloader.forget(slot)
+        {
+            tracing::warn!(%error, "the broken slot's documents could not be removed");
+        }
     }
 
     /// The slot as something that can be written: only possible while the running slot is another and confirmed.
@@ -187,6 +202,10 @@ impl Engine<'_> {
     }
 
     fn judge(&mut self, deadline_uptime_secs: u64) -> Event {
+        if let Err(failure) = &self.trust {
+            // It could never take another release: not a machine to stay on.
+            return Event::HealthFailed(failure.why.clone());
+        }
         let seen = match self.observe() {
             Ok(seen) => seen,
             Err(failure) => return Event::HealthFailed(failure.why),

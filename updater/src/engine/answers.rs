@@ -182,6 +182,8 @@ pub enum Outcome {
     Staged,
     /// Armed: the next reboot is the trial.
     Armed,
+    /// Not armed any more: the next reboot stays where it is.
+    Disarmed,
     /// Armed, and the reboot was ordered.
     Rebooting,
 }

@@ -124,8 +124,13 @@ impl Engine<'_> {
             let (_, action) = step(&self.state, event, &self.policy(true));
             return self.dry_run(action, answer, None).map(Answer::Rollback);
         }
+        let was_armed = self.state.phase.name() == "armed";
         let rest = self.drive(event, reach, &self.policy(true))?;
         self.conclude(rest, &mut answer, began, "There is nothing to go back to.")?;
+        if was_armed && self.state.phase.name() == "staged" {
+            answer.outcome = Outcome::Disarmed;
+            answer.detail = "`switchback update` arms it again.".into();
+        }
         Ok(Answer::Rollback(answer))
     }
 
@@ -197,12 +202,13 @@ impl Engine<'_> {
 
     /// Fetches and verifies what `to` or the configuration names, and asks whether this machine may take it.
     fn candidate(&self, to: Option<&str>, seen: &Seen) -> Result<(Release, Box<dyn Registry>), Failure> {
+        let trust = self.trust.as_ref().map_err(Failure::clone)?;
         let reference = source::reference(self.config, to)?;
         let registry = source::open(&reference, &source::access(self.config))?;
         self.progress.begin(Work::Check, 0);
         let resolved = self.fetch(async { Ok(source::resolve(&*registry, &reference).await) });
         let digest = resolved.map_err(|e| Failure::before(e.reason(), e))??;
-        let fetched = self.fetch(Release::fetch(&*registry, digest, &self.trust));
+        let fetched = self.fetch(Release::fetch(&*registry, digest, trust));
         self.progress.end();
         let release = fetched.map_err(|e| Failure::before(e.reason(), e))?;
         let running = seen.releases[seen.observation.running.index()].as_ref();

@@ -32,7 +32,7 @@ use crate::trust;
 const STEPS_MAX: usize = 64;
 
 /// What was asked could not be done.
-#[derive(Debug, thiserror::Error)]
+#[derive(Debug, Clone, thiserror::Error)]
 #[error("{}", .why.detail)]
 pub struct Failure {
     /// The closed reason, and the words of this case.
@@ -81,7 +81,8 @@ pub struct Engine<'a> {
     config: &'a Config,
     progress: &'a dyn Progress,
     runtime: tokio::runtime::Runtime,
-    trust: trust::Policy,
+    /// Whose signatures are believed. Without any, a machine can be looked at and not be moved.
+    trust: Result<trust::Policy, Failure>,
     facts: Facts,
     state: State,
     /// Held until the end; `None` for requests that only look.
@@ -134,7 +135,7 @@ impl<'a> Engine<'a> {
             ),
             false => None,
         };
-        let trust = source::policy(config, machine.root())?;
+        let trust = source::policy(config, machine.root());
         let facts =
             Facts::open(machine.state_dir()).map_err(|e| Failure::before(Reason::StateUnreadable, e))?;
         let state = state_file::load(machine.state_dir()).into_state();
@@ -210,7 +211,7 @@ impl<'a> Engine<'a> {
 
     /// What can be seen of the machine now.
     fn observe(&self) -> Result<Seen, Failure> {
-        observe::observe(self.machine, &self.trust, &self.facts)
+        observe::observe(self.machine, self.trust.as_ref(), &self.facts)
     }
 
     fn policy(&self, carry_on: bool) -> Policy {

@@ -31,16 +31,24 @@ pub struct Seen {
 }
 
 /// Looks at everything.
-pub fn observe(machine: &dyn Machine, trust: &Policy, facts: &Facts) -> Result<Seen, Failure> {
+pub fn observe(
+    machine: &dyn Machine,
+    trust: Result<&Policy, &Failure>,
+    facts: &Facts,
+) -> Result<Seen, Failure> {
     let witness = machine.running().map_err(|e| Failure::before(host_reason(&e), e))?;
     let bootloader = machine.bootloader().map_err(|e| Failure::before(host_reason(&e), e))?;
     let boot: BootState = bootloader.read().map_err(|e| Failure::before(Reason::BootRecordFailed, e))?;
     let mut releases = [None, None];
     let mut problems = [None, None];
     for slot in Slot::ALL {
-        match passport(&*bootloader, slot, trust) {
+        let read = match trust {
+            Ok(trust) => passport(&*bootloader, slot, trust).map_err(|error| chain(&error)),
+            Err(failure) => Err(failure.why.detail.clone()),
+        };
+        match read {
             Ok(release) => releases[slot.index()] = release,
-            Err(error) => problems[slot.index()] = Some(chain(&error)),
+            Err(problem) => problems[slot.index()] = Some(problem),
         }
     }
     let mut known = facts.known().clone();

@@ -104,8 +104,11 @@ pub(super) fn rollback(
             let detail = format!("slot {slot} is being overwritten with {}", release.version);
             return refuse(Reason::NoWayBack, detail);
         }
-        Phase::Staged { release, purpose: Purpose::Update, .. }
-        | Phase::Armed { release, purpose: Purpose::Update, .. } => {
+        // "Back" from an update that has not begun is to stay where one is.
+        Phase::Armed { purpose: Purpose::Update, .. } => {
+            return (state.with(state.phase.unarmed()), Action::Disarm(slot));
+        }
+        Phase::Staged { release, purpose: Purpose::Update, .. } => {
             let detail = format!("slot {slot} already holds {}, which was not tried yet", release.version);
             return refuse(Reason::NoWayBack, detail);
         }

@@ -19,6 +19,7 @@ const JOURNAL_BYTES_MAX: u64 = 64 * 1024;
 pub struct Journal {
     path: PathBuf,
     entry: Mutex<Entry>,
+    resumed: bool,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -33,9 +34,18 @@ impl Journal {
     /// Continues the journal in `state_dir` when it is of the same release and slot, else begins at zero.
     pub fn open(state_dir: &Path, release: Digest, slot: Slot) -> Result<Journal, InstallError> {
         let path = state_dir.join("journal.json");
-        let fresh = Entry { release, slot, done_bytes: 0 };
-        let entry = read(&path).filter(|old| old.release == release && old.slot == slot).unwrap_or(fresh);
-        Ok(Journal { path, entry: Mutex::new(entry) })
+        let old = read(&path).filter(|old| old.release == release && old.slot == slot);
+        let resumed = old.is_some();
+        let entry = old.unwrap_or(Entry { release, slot, done_bytes: 0 });
+        let journal = Journal { path, entry: Mutex::new(entry), resumed };
+        // Begun is worth writing down: bytes behind the last mark may lie in the slot all the same.
+        journal.store(&journal.lock())?;
+        Ok(journal)
+    }
+
+    /// True when an earlier run of the same release began on this slot.
+    pub fn is_resumed(&self) -> bool {
+        self.resumed
     }
 
     /// Bytes from the slot's start that were flushed by an earlier run of the same release.

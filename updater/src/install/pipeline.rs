@@ -106,11 +106,12 @@ impl SlotJob<'_> {
 
     /// Which frames an interrupted run left in place: read back and compared, never believed.
     fn compare(&self) -> Result<Vec<bool>, InstallError> {
-        let reach = self.journal.done_bytes();
         let mut kept = vec![false; self.index.frames().len()];
-        if reach == 0 {
+        if !self.journal.is_resumed() {
             return Ok(kept);
         }
+        // A run that was killed wrote up to one step beyond its last mark; only a power cut loses that.
+        let reach = (self.journal.done_bytes() + JOURNAL_EVERY_BYTES).min(self.index.raw_bytes());
         self.progress.begin(Phase::Compare, reach);
         let mut buffer = Vec::new();
         for (number, frame) in self.index.frames().enumerate() {

@@ -179,6 +179,9 @@ fn an_update_killed_again_and_again_pays_for_little_twice_and_ends_well() {
     assert!(last.number("/traffic/kept").unwrap() + 2 * MIB >= reach, "{}", last.said["traffic"]);
     assert!(fetched <= NOISE_BYTES - reach + UNDER_WAY_BYTES, "{fetched}");
     assert_eq!(boot_states(machine), ["good", "trial"]);
+    // Besides the image itself: what was under way at each kill and never reached the slot, and the boot files.
+    let lost = all - NOISE_BYTES;
+    assert!(lost <= kills.len() as u64 * UNDER_WAY_BYTES + 16 * MIB, "{lost} bytes were paid for twice");
     println!(
         "{} kills: {} MiB on the line for {} MiB, {} MiB of them by the last run",
         kills.len(),

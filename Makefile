@@ -45,7 +45,7 @@ check:          ## format, lints, licences, the repository's own rules
 	cargo fmt --all --check
 	cargo clippy --locked --workspace --all-targets -- -D warnings
 	cargo test --locked -q -p switchback-tests --test tidy
-	@if command -v cargo-deny >/dev/null; then cargo deny --offline check bans licenses sources; \
+	@if command -v cargo-deny >/dev/null; then cargo deny check bans licenses sources; \
 	else echo "check: cargo-deny is not installed, so licences and bans went unchecked: cargo install cargo-deny"; fi
 
 bench: lab-parts  ## a full install against the plain limit: time, processor, memory, as ratios

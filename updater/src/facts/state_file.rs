@@ -4,12 +4,13 @@
 //! and so is missing too, and every start recovers from that.
 
 use std::fs::File;
-use std::io::{self, Read, Write};
+use std::io::{self, Read};
 use std::path::Path;
 
 use serde::{Deserialize, Serialize};
 
 use super::FactsError;
+use crate::host::durable;
 use crate::lifecycle::State;
 
 /// The file's name in the state folder.
@@ -86,17 +87,10 @@ pub fn load(folder: &Path) -> Loaded {
     }
 }
 
-/// Makes the state durable: under a temporary name → flush → rename → flush the folder. A power cut at any instant
-/// leaves the old file or the new one.
+/// Makes the state durable. A power cut at any instant leaves the old file or the new one.
 pub fn store(folder: &Path, state: &State) -> Result<(), FactsError> {
-    let (temporary, path) = (folder.join("state.json.new"), folder.join(STATE_FILE));
-    let written = (|| {
-        let mut file = File::create(&temporary)?;
-        file.write_all(&encode(state))?;
-        file.sync_all()?;
-        std::fs::rename(&temporary, &path)?;
-        File::open(folder)?.sync_all()
-    })();
+    let path = folder.join(STATE_FILE);
+    let written = durable::replace(&path, &encode(state));
     written.map_err(|source| FactsError::Io { doing: "writing", path, source })
 }
 

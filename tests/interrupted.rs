@@ -147,11 +147,12 @@ fn a_stopped_update_says_so_and_the_next_run_fetches_only_the_rest() {
 fn an_update_killed_again_and_again_pays_for_little_twice_and_ends_well() {
     let stage = stage();
     let (line, machine) = (&stage.line, &stage.machine);
-    let seed = std::process::id();
+    let seed =
+        std::env::var("SWITCHBACK_SEED").map_or_else(|_| std::process::id(), |seed| seed.parse().unwrap());
     // Where in the download each kill comes, in MiB of that run. Two are beyond what one flush covers, and all of them end
     // well before the image does: a run that has everything before it is killed proves nothing of kills.
     let kills = [3 + seed % 20, 30 + seed % 17, 68 + seed % 13, 66 + seed % 11].map(u64::from);
-    println!("kills after {kills:?} MiB (seed {seed})");
+    println!("kills after {kills:?} MiB (repeat with SWITCHBACK_SEED={seed})");
     assert!(kills.iter().sum::<u64>() * MIB + UNDER_WAY_BYTES <= NOISE_BYTES);
     let whole_from = line.carried();
     let mut reach = 0;

@@ -176,7 +176,7 @@ impl SlotJob<'_> {
         tree: &mut TreeWriter,
     ) -> Result<Traffic, InstallError> {
         let mut out =
-            Writer { job: self, tree, pending: Vec::with_capacity(WRITE_BYTES), at: 0, unflushed: 0 };
+            Writer { job: self, tree, pending: Vec::with_capacity(WRITE_BYTES), at: 0, unmarked: 0 };
         let mut traffic = Traffic::default();
         for (frame, decoded) in from {
             out.expect(frame.raw_offset)?;
@@ -321,7 +321,8 @@ struct Writer<'a, 'b> {
     pending: Vec<u8>,
     /// First byte that is neither written nor pending.
     at: u64,
-    unflushed: u64,
+    /// Bytes in place since the journal's last mark.
+    unmarked: u64,
 }
 
 impl Writer<'_, '_> {
@@ -348,7 +349,9 @@ impl Writer<'_, '_> {
         self.job.device.read_at(self.at, &mut raw).map_err(InstallError::reading_slot)?;
         self.tree.push(&raw).map_err(InstallError::tree)?;
         self.at += bytes;
-        Ok(())
+        // What is in place counts like what is written: a mark that waited for 64 MiB of new bytes would lie more than
+        // one step behind after the second kill, and the run after that would pay for the difference again.
+        self.journal(bytes)
     }
 
     fn drain(&mut self) -> Result<(), InstallError> {
@@ -364,11 +367,11 @@ impl Writer<'_, '_> {
     }
 
     fn journal(&mut self, bytes: u64) -> Result<(), InstallError> {
-        self.unflushed += bytes;
-        if self.unflushed >= JOURNAL_EVERY_BYTES {
+        self.unmarked += bytes;
+        if self.unmarked >= JOURNAL_EVERY_BYTES {
             self.job.device.flush().map_err(InstallError::writing_slot)?;
             self.job.journal.reached(self.at)?;
-            self.unflushed = 0;
+            self.unmarked = 0;
         }
         Ok(())
     }

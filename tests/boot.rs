@@ -3,6 +3,8 @@
 //! Not here: the machine (`support/lab`). Rules: `cargo test` runs the sample, `--all` all of them, a name those that
 //! contain it; one line for each; a scenario that fails leaves its serial log and its disk in `.lab/failed/NAME`.
 
+#[path = "boot/book.rs"]
+mod book;
 #[path = "boot/demo.rs"]
 mod demo;
 #[path = "boot/good.rs"]
@@ -47,6 +49,7 @@ const SCENARIOS: &[Scenario] = &[
     row("kernel_panic_comes_back", true, returns::panics),
     row("kernel_panic_comes_back_under_systemd_boot_257", false, returns::panics_under_the_newer_loader),
     row("failing_health_check_comes_back", true, returns::unhealthy),
+    row("the_book_gets_a_newcomer_started", false, book::get_started),
     row("init_that_exits_comes_back", false, returns::exits),
     row("good_update_is_confirmed", true, good::update),
     row("killed_while_checking", false, kills::checking),

@@ -9,18 +9,16 @@
 
 #[path = "documents/help.rs"]
 mod help;
-#[path = "documents/page.rs"]
-mod page;
 #[path = "documents/transcript.rs"]
 mod transcript;
 
-use std::path::Path;
 use std::process::{Command, Stdio};
 
 use switchback_tests::lab::tools;
+use switchback_tests::page::{Page, same};
+use switchback_tests::reader::Reader;
 
 use self::help::Help;
-use self::page::{Page, same};
 use self::transcript::Transcript;
 
 /// The page whose console blocks are one story, told on one machine.
@@ -145,56 +143,10 @@ fn every_make_target_in_the_documents_exists() {
 
 /// Runs a page's `sh,tested` blocks as one script, in an empty folder.
 fn run_blocks(page: &Page) {
-    let folder = tempfile::tempdir().expect("a folder");
-    let bin = folder.path().join("bin");
-    let (work, home) = (folder.path().join("work"), folder.path().join("home"));
-    for folder in [&bin, &work, &home] {
-        std::fs::create_dir(folder).expect("a folder");
-    }
-    let switchback = tools::switchback().expect("the program is built");
-    std::os::unix::fs::symlink(switchback, bin.join("switchback")).expect("a link");
-    let script = script(page);
-    let output = Command::new("sh")
-        .arg("-eu")
-        .arg("-c")
-        .arg(&script)
-        .current_dir(&work)
-        .env("PATH", search_path(&bin))
-        .env("HOME", &home)
-        .env("SWITCHBACK_PROGRESS", "none")
-        // What the pages' first block sets: it builds, which was done before this test.
-        .env("kernel", tools::fetched("kernel61").expect("a kernel"))
-        .env("static", tools::device_binary().expect("the device's binary"))
-        .stdin(Stdio::null())
-        .output()
-        .expect("sh starts");
-    let said =
-        format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
-    assert!(output.status.success(), "{} ended with {}:\n{said}", page.path, output.status);
-}
-
-/// The blocks with marks between them. A line that ends in `# exit code N` must end with N, all others with 0.
-fn script(page: &Page) -> String {
-    let mut script = String::new();
-    let mut lines = 0;
-    for block in page.blocks().iter().filter(|block| block.info == "sh,tested") {
-        script.push_str(&format!("echo '== {}:{}' >&2\n", page.path, block.line));
-        for line in &block.lines {
-            lines += 1;
-            match line.split_once("# exit code ") {
-                Some((command, code)) => script.push_str(&format!(
-                    "code=0; {command} || code=$?\n[ $code = {code} ] || {{ echo \"exit code $code, not {code}: \"; exit 1; }}\n",
-                )),
-                None => script.push_str(&format!("{line}\n")),
-            }
-        }
-    }
-    assert!(lines > 3, "{} has no tested blocks", page.path);
-    script
-}
-
-fn search_path(first: &Path) -> std::ffi::OsString {
-    let path = std::env::var_os("PATH").unwrap_or_default();
-    let folders = std::iter::once(first.to_path_buf()).chain(std::env::split_paths(&path));
-    std::env::join_paths(folders).expect("a search path")
+    let blocks = page.blocks();
+    let tested = blocks.iter().filter(|block| block.info == "sh,tested");
+    let script: String = tested.map(|block| block.script(&page.path)).collect();
+    assert!(script.lines().count() > 4, "{} has no tested blocks", page.path);
+    let typed = Reader::new().expect("a desk").types(&script);
+    typed.unwrap_or_else(|error| panic!("{}: {error:#}", page.path));
 }

@@ -158,6 +158,11 @@ impl<'a> Scene<'a> {
         self.earlier_boots + now.unwrap_or(0)
     }
 
+    /// Counts boots of a machine that the scenario started by itself.
+    pub fn count_boots(&mut self, boots: usize) {
+        self.earlier_boots += boots;
+    }
+
     /// What the machine says about itself, for an error.
     pub fn explain(&self) -> String {
         let words = self.run("switchback status; switchback history; mount; dmesg | tail -n 20");

@@ -4,6 +4,8 @@ pub mod disk_shot;
 pub mod faults;
 pub mod lab;
 pub mod machine;
+pub mod page;
+pub mod reader;
 pub mod scene;
 pub mod signers;
 pub mod slow_line;

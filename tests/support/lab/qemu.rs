@@ -279,12 +279,13 @@ fn poisoned() -> anyhow::Error {
 
 /// The right to run one machine: a lock on one of a few files, so that it holds between processes too.
 #[derive(Debug)]
-struct Permit {
+pub struct Permit {
     _lock: File,
 }
 
 impl Permit {
-    fn wait() -> Result<Permit> {
+    /// Waits until fewer than two machines run.
+    pub fn wait() -> Result<Permit> {
         let folder = tools::lab_folder();
         std::fs::create_dir_all(&folder)?;
         loop {

@@ -40,7 +40,7 @@ impl Engine<'_> {
                 }
                 Err(failed) => Event::ArmFailed(self.remember(failed)),
             },
-            Action::Reboot => match self.machine.reboot() {
+            Action::Reboot => match self.restart() {
                 Ok(()) => {
                     self.run.leaving = !self.run.armed;
                     Event::RebootBegun
@@ -67,6 +67,17 @@ impl Engine<'_> {
             Action::Nothing | Action::Ignored | Action::Refuse(_) | Action::Wait(_) => Event::Cancelled,
         };
         Ok(event)
+    }
+
+    /// Restarts. The call may not return, so what a person at the console has to know of a trial is said before it.
+    fn restart(&self) -> Result<(), crate::host::HostError> {
+        let last = self.state.last.as_ref().and_then(|last| last.why.as_ref());
+        if let (false, Some(why)) = (self.run.armed, last) {
+            let why = why.to_string();
+            let why = why.trim_end_matches('.');
+            self.progress.say(&format!("The trial is over: {why}. Restarting into the other slot."));
+        }
+        self.machine.reboot()
     }
 
     fn remember(&mut self, (why, untouched): Failed) -> Why {

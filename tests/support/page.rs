@@ -2,16 +2,19 @@
 //!
 //! Not here: running anything. Rule: what differs from run to run (digests, times, sizes of random content) is no
 //! difference, everything else is.
+#![expect(clippy::expect_used, reason = "a test's own machinery: failing loudly is its job")]
 
 use std::path::Path;
 
 use regex::Regex;
-use switchback_tests::lab::tools;
+
+use crate::lab::tools;
 
 /// One page.
 pub struct Page {
     /// From the repository's root.
     pub path: String,
+    /// Its lines without their ends.
     pub lines: Vec<String>,
 }
 
@@ -23,12 +26,14 @@ pub struct Block {
     pub line: usize,
     /// Index of its first line in [`Page::lines`].
     pub first: usize,
+    /// The lines between the fences.
     pub lines: Vec<String>,
     /// Comments `<!-- … -->` between the block before and this one.
     pub directives: Vec<String>,
 }
 
 impl Page {
+    /// The page at `path` from the repository's root.
     pub fn read(path: &str) -> Page {
         let text = std::fs::read_to_string(tools::repository().join(path)).expect(path);
         Page { path: path.into(), lines: text.lines().map(str::to_string).collect() }
@@ -47,6 +52,7 @@ impl Page {
         paths.iter().map(|path| Page::read(path)).collect()
     }
 
+    /// Its fenced blocks, in order.
     pub fn blocks(&self) -> Vec<Block> {
         let (mut blocks, mut directives) = (Vec::<Block>::new(), Vec::new());
         let mut inside = false;
@@ -128,6 +134,23 @@ impl Page {
             }
         }
         found
+    }
+}
+
+impl Block {
+    /// The block as a script that stops at what fails. A line that ends in `# exit code N` must end with N, all others
+    /// with 0.
+    pub fn script(&self, page: &str) -> String {
+        let mut script = format!("echo '== {page}:{}' >&2\n", self.line);
+        for line in &self.lines {
+            match line.split_once("# exit code ") {
+                Some((command, code)) => script.push_str(&format!(
+                    "code=0; {command} || code=$?\n[ $code = {code} ] || {{ echo \"exit code $code, not {code}: \"; exit 1; }}\n",
+                )),
+                None => script.push_str(&format!("{line}\n")),
+            }
+        }
+        script
     }
 }
 

@@ -5,12 +5,16 @@
 
 #[path = "boot/book.rs"]
 mod book;
+#[path = "boot/damaged.rs"]
+mod damaged;
 #[path = "boot/demo.rs"]
 mod demo;
 #[path = "boot/good.rs"]
 mod good;
 #[path = "boot/kills.rs"]
 mod kills;
+#[path = "boot/power.rs"]
+mod power;
 #[path = "boot/returns.rs"]
 mod returns;
 #[path = "boot/scene.rs"]
@@ -46,11 +50,20 @@ const SCENARIOS: &[Scenario] = &[
     row("freeze_ends_by_the_watchdog", false, returns::freezes),
     row("rollback_and_update_again_five_times", false, good::five_cycles),
     row("hang_ends_by_the_deadline", false, returns::hangs),
+    row("release_without_updater_comes_back", false, returns::without_updater),
+    row("hang_before_the_watchdog_driver_comes_back", false, returns::hangs_early),
+    row("wrong_root_hash_comes_back", false, damaged::root_hash_wrong),
+    row("second_bad_release_comes_back_too", false, returns::twice),
+    row("power_cut_at_every_start_is_no_verdict", false, power::cut_at_every_start),
+    row("disk_error_while_writing_is_survived", false, power::disk_fails_while_writing),
     row("kernel_panic_comes_back", true, returns::panics),
     row("kernel_panic_comes_back_under_systemd_boot_257", false, returns::panics_under_the_newer_loader),
     row("failing_health_check_comes_back", true, returns::unhealthy),
     row("the_book_gets_a_newcomer_started", false, book::get_started),
     row("init_that_exits_comes_back", false, returns::exits),
+    row("broken_root_comes_back", false, damaged::root_broken),
+    row("release_without_network_comes_back", false, returns::offline),
+    row("missing_kernel_comes_back", false, damaged::kernel_missing),
     row("good_update_is_confirmed", true, good::update),
     row("killed_while_checking", false, kills::checking),
     row("killed_while_writing", true, kills::writing),
@@ -163,6 +176,7 @@ fn run_one(lab: &Lab, scenario: &Scenario) -> Outcome {
     let result = catch_unwind(AssertUnwindSafe(|| (scenario.run)(&mut scene)));
     let result = result.unwrap_or_else(|_| Err(anyhow!("the scenario panicked; its words are above")));
     let (boots, seconds) = (scene.boots(), began.elapsed().as_secs());
+    let reason = scene.reason().map_or(String::new(), |reason| format!(" reason={reason}"));
     let failure = result.err().map(|error| match scene.keep_evidence() {
         Ok(folder) => format!("{error:#}\nserial log, commands and disk: {}", folder.display()),
         Err(kept) => format!("{error:#}\nand the evidence could not be kept: {kept:#}"),
@@ -173,7 +187,7 @@ fn run_one(lab: &Lab, scenario: &Scenario) -> Outcome {
     // One write for each scenario, so that two that end together do not mix.
     let (verdict, word) = if failure.is_none() { ("ok", "PASS") } else { ("FAILED", "FAIL") };
     println!(
-        "test {} ... {verdict}\n{word} {} boots={boots} seconds={seconds}",
+        "test {} ... {verdict}\n{word} {} boots={boots} seconds={seconds}{reason}",
         full_name(scenario),
         scenario.name
     );

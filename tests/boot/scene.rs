@@ -30,6 +30,8 @@ pub struct Scene<'a> {
     machine: Option<Machine>,
     vm: Option<Vm>,
     earlier_boots: usize,
+    /// What the history says of the last return, for the table.
+    reason: Option<String>,
     echo: bool,
 }
 
@@ -37,7 +39,16 @@ impl<'a> Scene<'a> {
     /// An empty scene; with `echo` the console is shown as it comes.
     pub fn open(lab: &'a Lab, name: &str, echo: bool) -> Result<Scene<'a>> {
         let folder = lab.scenario_folder(name)?;
-        Ok(Scene { lab, name: name.to_owned(), folder, machine: None, vm: None, earlier_boots: 0, echo })
+        Ok(Scene {
+            lab,
+            name: name.to_owned(),
+            folder,
+            machine: None,
+            vm: None,
+            earlier_boots: 0,
+            reason: None,
+            echo,
+        })
     }
 
     /// Brings in a machine whose slot A was provisioned with `recipe`, and switches it on.
@@ -48,6 +59,12 @@ impl<'a> Scene<'a> {
         self.machine = Some(Machine::new(&self.folder, &disk, hardware)?);
         self.power_on()?;
         self.expect_ready(recipe.version)
+    }
+
+    /// Exchanges hardware of the machine, which is off.
+    pub fn rebuild(&mut self, change: impl FnOnce(&mut Hardware)) -> Result<()> {
+        self.machine.as_mut().context("the scene has no machine yet")?.rebuild(change);
+        Ok(())
     }
 
     /// Switches the machine on.
@@ -161,6 +178,23 @@ impl<'a> Scene<'a> {
     /// Counts boots of a machine that the scenario started by itself.
     pub fn count_boots(&mut self, boots: usize) {
         self.earlier_boots += boots;
+    }
+
+    /// The reason that the history gives for the last entry of the release `digest`.
+    pub fn reason_of(&mut self, digest: &str) -> Result<String> {
+        let history = self.ask("history")?;
+        let entries = history["entries"].as_array().into_iter().flatten();
+        let last = entries.rev().find(|entry| entry["digest"] == digest);
+        let reason = last.and_then(|entry| entry["reason"].as_str());
+        let reason =
+            reason.with_context(|| format!("the history gives no reason for {digest}: {history:#}"))?;
+        self.reason = Some(reason.to_owned());
+        Ok(reason.to_owned())
+    }
+
+    /// The reason that was asked for last.
+    pub fn reason(&self) -> Option<&str> {
+        self.reason.as_deref()
     }
 
     /// What the machine says about itself, for an error.

@@ -77,15 +77,25 @@ pub fn slots_verify(disk: &Path, count: usize) -> Result<()> {
     Ok(())
 }
 
-/// Copies the partition with this label to a file.
-fn extract(disk: &Path, label: &str, folder: &Path) -> Result<std::path::PathBuf> {
+/// The first sector of the partition with this label.
+pub fn first_sector(disk: &Path, label: &str) -> Result<u64> {
+    Ok(sectors(disk, label)?.0)
+}
+
+/// First and last sector of the partition with this label.
+fn sectors(disk: &Path, label: &str) -> Result<(u64, u64)> {
     let sgdisk = tools::program("sgdisk", "gdisk")?;
     let table = tools::run(Command::new(&sgdisk).arg("-p").arg(disk))?;
     // The label of a filled slot may carry its version behind it.
     let row = Regex::new(&format!(r"(?m)^\s+(\d+)\s+(\d+)\s+(\d+)\s.*\s{label}(_\S+)?\s*$"))?;
     let found =
         row.captures(&table).with_context(|| format!("no partition is labelled {label}:\n{table}"))?;
-    let (first, last): (u64, u64) = (found[2].parse()?, found[3].parse()?);
+    Ok((found[2].parse()?, found[3].parse()?))
+}
+
+/// Copies the partition with this label to a file.
+fn extract(disk: &Path, label: &str, folder: &Path) -> Result<std::path::PathBuf> {
+    let (first, last) = sectors(disk, label)?;
     let path = folder.join(label);
     let mut source = File::open(disk)?;
     source.seek(SeekFrom::Start(first * 512))?;

@@ -167,7 +167,7 @@ fn sweep(lab: &Path) -> Result<()> {
 }
 
 /// The digest that a tag of an OCI layout folder names.
-fn layout_digest(layout: &Path, tag: &str) -> Result<String> {
+pub(super) fn layout_digest(layout: &Path, tag: &str) -> Result<String> {
     let index: serde_json::Value = serde_json::from_slice(&fs::read(layout.join("index.json"))?)?;
     let manifests = index["manifests"].as_array().context("index.json lists no manifests")?;
     let tagged = manifests.iter().find(|m| m["annotations"]["org.opencontainers.image.ref.name"] == tag);

@@ -3,6 +3,7 @@
 //! Not here: what is on the disk. Rules: at most two machines run on this host at once; none outlives its test; a panic
 //! of a guest that nobody asked for is never retried away.
 
+use std::ffi::OsString;
 use std::fs::{File, OpenOptions};
 use std::io::Write as _;
 use std::os::unix::net::UnixStream;
@@ -33,6 +34,8 @@ pub struct Hardware {
     pub watchdog: bool,
     /// Show the console on standard output as it comes.
     pub echo: bool,
+    /// A sector of the disk that no write reaches: each that touches it is answered with an I/O error.
+    pub broken_sector: Option<u64>,
     /// The text that a guest reads as its serial number: tells it which registry is its own.
     pub serial_number: String,
 }
@@ -59,6 +62,11 @@ impl Machine {
     /// The disk's image file; read it only while the machine is off.
     pub fn disk(&self) -> &Path {
         &self.disk
+    }
+
+    /// Exchanges the hardware; the next start has it.
+    pub fn rebuild(&mut self, change: impl FnOnce(&mut Hardware)) {
+        change(&mut self.hardware);
     }
 
     /// Switches the machine on; waits while two others run.
@@ -118,12 +126,24 @@ impl Machine {
             add("-device i6300esb -action watchdog=reset");
         }
         command.arg("-chardev").arg(option("socket,id=commands,server=on,wait=off,path=", socket));
-        command.arg("-drive").arg(option("if=none,id=d0,format=raw,file=", &self.disk));
+        command.arg("-drive").arg(self.drive());
         command.arg("-smbios").arg(format!("type=1,serial={}", self.hardware.serial_number));
         let code = option("if=pflash,format=raw,unit=0,readonly=on,file=", &firmware);
         let variables = option("if=pflash,format=raw,unit=1,file=", &self.variables);
         command.arg("-drive").arg(code).arg("-drive").arg(variables);
         Ok(command)
+    }
+
+    fn drive(&self) -> OsString {
+        let Some(sector) = self.hardware.broken_sector else {
+            return option("if=none,id=d0,format=raw,file=", &self.disk).into();
+        };
+        let words = format!(
+            "if=none,id=d0,format=raw,werror=report,file.driver=blkdebug,file.inject-error.0.event=write_aio,\
+             file.inject-error.0.errno=5,file.inject-error.0.sector={sector},file.image.driver=file,\
+             file.image.filename="
+        );
+        option(&words, &self.disk).into()
     }
 }
 

@@ -10,7 +10,10 @@ use std::process::Command;
 
 use anyhow::{Context as _, Result};
 
-use super::tools;
+use super::{initramfs, tools};
+
+/// Short, so that a scenario does not wait; long enough for a busy host.
+const DEADLINES: &str = "switchback.deadline=60 switchback.init-deadline=40";
 
 /// The product that the lab's machines are.
 pub const PRODUCT: &str = "lab";
@@ -30,6 +33,14 @@ pub enum Temper {
     Hangs,
     /// Every process stands still, the watchdog's keeper too: the watchdog ends it.
     Freezes,
+    /// The initramfs waits for ever, before it has loaded any driver.
+    HangsEarly,
+    /// Comes up without a network, which its health check asks for.
+    Offline,
+    /// Comes up, and has no updater to judge it.
+    Updaterless,
+    /// Good, and takes its time to say so.
+    Slow,
 }
 
 impl Temper {
@@ -41,6 +52,10 @@ impl Temper {
             Temper::Exits => "exits",
             Temper::Hangs => "hangs",
             Temper::Freezes => "freezes",
+            Temper::HangsEarly => "hangs-early",
+            Temper::Offline => "offline",
+            Temper::Updaterless => "updaterless",
+            Temper::Slow => "slow",
         }
     }
 }
@@ -108,17 +123,32 @@ impl Recipe {
 pub fn build(recipe: &Recipe, key: &Path, layout: &Path) -> Result<()> {
     let root = tempfile::Builder::new().prefix("lab-root").tempdir()?;
     write_root(root.path(), recipe, key)?;
+    let mut command = build_command(root.path(), recipe)?;
+    if recipe.temper == Temper::HangsEarly {
+        let scratch = tempfile::tempdir()?;
+        tools::run(command.arg("--output").arg(format!("oci:{}", scratch.path().display())))?;
+        let initrd = initramfs::that_waits_for_ever(scratch.path(), recipe.version)?;
+        command = build_command(root.path(), recipe)?;
+        command.arg("--initrd").arg(&initrd).arg("--output").arg(format!("oci:{}", layout.display()));
+        return tools::run(&mut command).map(drop);
+    }
+    if recipe.temper == Temper::Updaterless {
+        command.arg("--foreign");
+    }
+    tools::run(command.arg("--output").arg(format!("oci:{}", layout.display()))).map(drop)
+}
+
+fn build_command(root: &Path, recipe: &Recipe) -> Result<Command> {
     let (kernel, modules) = recipe.kernel.files()?;
     let mut command = Command::new(tools::switchback()?);
     command.args(["image", "build", "--product", PRODUCT, "--name", "lab-os", "--version", recipe.version]);
-    command.arg("--root").arg(root.path()).arg("--kernel").arg(kernel).arg("--modules-dir").arg(modules);
+    command.arg("--root").arg(root).arg("--kernel").arg(kernel).arg("--modules-dir").arg(modules);
     command.arg("--init-binary").arg(tools::device_binary()?);
     // The rest of what a guest needs is in the default set.
     command.args(["--module", "virtio_net"]);
     // `panic=-1`: a panic resets at once. A fast compression level: the lab's images are small and short-lived.
-    command.args(["--cmdline", "console=ttyS0 quiet panic=-1 switchback.deadline=60", "--level", "3"]);
-    command.arg("--output").arg(format!("oci:{}", layout.display()));
-    tools::run(&mut command).map(drop)
+    command.args(["--cmdline", &format!("console=ttyS0 quiet panic=-1 {DEADLINES}"), "--level", "3"]);
+    Ok(command)
 }
 
 fn write_root(root: &Path, recipe: &Recipe, key: &Path) -> Result<()> {
@@ -146,10 +176,12 @@ fn write_root(root: &Path, recipe: &Recipe, key: &Path) -> Result<()> {
     for applet in applets.lines().filter(|applet| !["busybox", "init"].contains(applet)) {
         symlink("busybox", root.join("bin").join(applet))?;
     }
-    copy(&tools::device_binary()?, &root.join("usr/bin/switchback"), 0o755)?;
+    if recipe.temper != Temper::Updaterless {
+        copy(&tools::device_binary()?, &root.join("usr/bin/switchback"), 0o755)?;
+        write(root, "usr/lib/switchback/contract", "contract = 1\n", 0o644)?;
+    }
     copy(key, &root.join("usr/lib/switchback/trust/lab.pub"), 0o644)?;
     write(root, "sbin/init", include_str!("guest-init"), 0o755)?;
-    write(root, "usr/lib/switchback/contract", "contract = 1\n", 0o644)?;
     let (version, temper) = (recipe.version, recipe.temper.word());
     write(root, "etc/lab", &format!("LAB_VERSION={version}\nLAB_TEMPER={temper}\n"), 0o644)?;
     write(root, "etc/os-release", &format!("ID=lab\nNAME=Lab\nVERSION_ID={version}\n"), 0o644)?;
@@ -179,6 +211,9 @@ const HEALTH_SCRIPT: &str = r#"#!/bin/sh
 . /etc/lab
 echo "LAB-HEALTH $LAB_VERSION $LAB_TEMPER" >/dev/ttyS0
 [ "$LAB_TEMPER" != unhealthy ] || { echo "the lab made this release unwell" >&2; exit 1; }
+[ "$LAB_TEMPER" != slow ] || sleep 15
+# With `boot-check` come the words that the guest's init exported; a person who asks has none.
+[ -z "$LAB_REGISTRY" ] || wget -q -O /dev/null "http://$LAB_REGISTRY/v2/" || { echo "no way to $LAB_REGISTRY" >&2; exit 1; }
 "#;
 
 fn copy(from: &Path, to: &Path, mode: u32) -> Result<()> {

@@ -15,6 +15,10 @@ pub const CMDLINE_BYTES_MAX: u64 = 16 * 1024;
 /// `boot.trial_deadline`, which ends it from inside. A shorter one would cut off checks that still have time.
 pub const DEADLINE_DEFAULT: Duration = Duration::from_secs(10 * 60);
 
+/// How long the initramfs may take, unless `switchback.init-deadline=SECONDS` says otherwise: several times what the
+/// slowest disk needs to show up.
+pub const INIT_DEADLINE_DEFAULT: Duration = Duration::from_secs(3 * 60);
+
 /// The longest deadline accepted: a day. A longer one is a typing mistake that would leave a machine on a bad slot.
 pub const DEADLINE_MAX: Duration = Duration::from_secs(24 * 60 * 60);
 
@@ -25,6 +29,8 @@ pub struct Request {
     pub root_hash: RootHash,
     /// How long a trial may last, counted from the switch to the root: `switchback.deadline=SECONDS`.
     pub deadline: Duration,
+    /// How long it may take from here to the root's init, on a trial or not: `switchback.init-deadline=SECONDS`.
+    pub init_deadline: Duration,
     /// The program that becomes PID 1 on the root: `init=PATH`, else `/sbin/init`.
     pub init: PathBuf,
 }
@@ -62,10 +68,8 @@ impl Request {
     pub fn parse(text: &str) -> Result<Request, CmdlineError> {
         Ok(Request {
             root_hash: root_hash(text)?,
-            deadline: match last(text, "switchback.deadline") {
-                Some(value) => deadline(value)?,
-                None => DEADLINE_DEFAULT,
-            },
+            deadline: deadline(text, "switchback.deadline")?.unwrap_or(DEADLINE_DEFAULT),
+            init_deadline: deadline(text, "switchback.init-deadline")?.unwrap_or(INIT_DEADLINE_DEFAULT),
             init: match last(text, "init") {
                 Some(value) if value.starts_with('/') => PathBuf::from(value),
                 Some(value) => {
@@ -112,13 +116,11 @@ fn root_hash(text: &str) -> Result<RootHash, CmdlineError> {
     Ok(RootHash(hash))
 }
 
-fn deadline(value: &str) -> Result<Duration, CmdlineError> {
-    value
-        .parse()
-        .ok()
-        .map(Duration::from_secs)
-        .filter(|deadline| !deadline.is_zero() && *deadline <= DEADLINE_MAX)
-        .ok_or_else(|| malformed("switchback.deadline", value, "a number of seconds from 1 to 86400"))
+fn deadline(text: &str, word: &'static str) -> Result<Option<Duration>, CmdlineError> {
+    let Some(value) = last(text, word) else { return Ok(None) };
+    let seconds = value.parse().ok().map(Duration::from_secs);
+    let accepted = seconds.filter(|deadline| !deadline.is_zero() && *deadline <= DEADLINE_MAX);
+    accepted.map(Some).ok_or_else(|| malformed(word, value, "a number of seconds from 1 to 86400"))
 }
 
 fn malformed(word: &'static str, value: &str, wanted: &'static str) -> CmdlineError {
@@ -140,13 +142,16 @@ mod tests {
         let request = parse("console=ttyS0").unwrap();
         assert_eq!(hex::encode(request.root_hash.0), HASH);
         assert_eq!(request.deadline, Duration::from_secs(600));
+        assert_eq!(request.init_deadline, Duration::from_secs(180));
         assert_eq!(request.init, PathBuf::from("/sbin/init"));
     }
 
     #[test]
     fn words_of_ours_are_read_and_others_are_left_alone() {
-        let request = parse("switchback.deadline=90 rdinit=/x init=/bin/sh dyndbg=\"init=/no +p\"").unwrap();
+        let words = "switchback.deadline=90 switchback.init-deadline=30";
+        let request = parse(&format!("{words} rdinit=/x init=/bin/sh dyndbg=\"init=/no +p\"")).unwrap();
         assert_eq!(request.deadline, Duration::from_secs(90));
+        assert_eq!(request.init_deadline, Duration::from_secs(30));
         assert_eq!(request.init, PathBuf::from("/bin/sh"), "a quoted blank does not start a new word");
     }
 
@@ -156,6 +161,7 @@ mod tests {
             ("switchback.deadline=0", "switchback.deadline=0"),
             ("switchback.deadline=99999999", "99999999"),
             ("switchback.deadline=5min", "seconds"),
+            ("switchback.init-deadline=-1", "switchback.init-deadline=-1"),
             ("init=bin/sh", "absolute"),
             ("switchback.roothash=aa", "twice"),
         ] {

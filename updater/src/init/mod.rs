@@ -140,13 +140,14 @@ fn run(arguments: &[String]) -> ! {
 fn start(arguments: &[String], dog: &mut Option<Watchdog>) -> Result<Infallible, InitError> {
     root::require_initramfs()?;
     root::mount_early()?;
+    let text = read_attribute_of_any_length("/proc/cmdline", cmdline::CMDLINE_BYTES_MAX)?;
+    let request = Request::parse(&text)?;
+    end_by(request.init_deadline);
     modules::load_all(Path::new(modules::LIST), |ignored| say(&with_causes(ignored)))?;
     root::mount_efivars();
     let sysfs = Sysfs::of_this_machine();
     *dog = watchdog::open(&sysfs);
 
-    let text = read_attribute_of_any_length("/proc/cmdline", cmdline::CMDLINE_BYTES_MAX)?;
-    let request = Request::parse(&text)?;
     let loader = LoaderEvidence::read(Path::new(EFIVARS));
     let found = find_slot::wait_for(&sysfs, &request.root_hash, &loader, || watchdog::pet(dog))?;
     say(&format!("root {} is in slot {} on {}", hex::encode(request.root_hash.0), found.slot, found.disk));
@@ -200,6 +201,20 @@ impl Marks {
         if let Err(error) = mark.write(Path::new(STATE_EARLY)) {
             complain(&format!("going on without the stage mark {stage}: {error}"));
         }
+    }
+}
+
+/// Restarts the machine when this program is still here after `deadline`: a driver that never comes back hangs its
+/// loading for ever, and before the watchdog's own driver is loaded nothing else would end that. Becoming the root's
+/// init ends this thread with the program.
+fn end_by(deadline: Duration) {
+    let waiting = std::thread::Builder::new().spawn(move || {
+        std::thread::sleep(deadline);
+        complain(&format!("the initramfs did not end in {} s; restarting the machine", deadline.as_secs()));
+        keeper::restart_by_force()
+    });
+    if let Err(error) = waiting {
+        complain(&format!("going on without a deadline for the initramfs: {error}"));
     }
 }
 

@@ -1,0 +1,34 @@
+//! Good releases whose files are damaged after they were proven and armed: what the updater cannot see any more.
+//!
+//! Rule: the damage is done by the guest's own tools between arming and the reboot, and nobody helps afterwards.
+
+use anyhow::Result;
+use switchback_tests::lab::release::{Loader, Temper};
+
+use crate::returns::{Bad, comes_back};
+use crate::scene::{Scene, TRIES};
+
+/// The kernel is gone: the loader hides the entry, and the old slot starts at once.
+pub fn kernel_missing(scene: &mut Scene) -> Result<()> {
+    const DAMAGE: &str = "mount -t vfat /dev/vda1 /efi && rm /efi/switchback/b/linux && umount /efi";
+    comes_back(scene, Bad { boots_max: 1, ..damaged(DAMAGE, "loader-refused") })
+}
+
+/// The root's first block is other than the hash tree says: dm-verity panics at the first look at it.
+pub fn root_broken(scene: &mut Scene) -> Result<()> {
+    const DAMAGE: &str = "dd if=/dev/urandom of=/dev/vda4 bs=4096 count=1 conv=notrunc,fsync";
+    comes_back(scene, damaged(DAMAGE, "died-in-initramfs"))
+}
+
+/// The command line names a root that no slot holds.
+pub fn root_hash_wrong(scene: &mut Scene) -> Result<()> {
+    const DAMAGE: &str = "mount -t vfat /dev/vda1 /efi && \
+        sed -i 's/roothash=......../roothash=00000000/' /efi/loader/entries/switchback-b-*+3-0.conf && umount /efi";
+    comes_back(scene, damaged(DAMAGE, "died-early"))
+}
+
+fn damaged(script: &'static str, reason: &'static str) -> Bad {
+    let loader = Loader::V252;
+    let damage = Some(script);
+    Bad { temper: Temper::Good, loader, damage, boots_max: TRIES + 1, comes_up: false, reason }
+}

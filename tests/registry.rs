@@ -12,6 +12,7 @@ use switchback::registry::http::HttpRegistry;
 use switchback::registry::{
     Descriptor, MANIFEST_MEDIA_TYPE, Patience, Registry as _, RegistryAccess, RegistryError, describe, open,
 };
+use switchback_tests::certificates::Certificates;
 use switchback_tests::faults::{FaultServer, Reply, Request};
 use switchback_tests::lab::registry::Registry;
 use switchback_tests::lab::tools;
@@ -111,34 +112,17 @@ async fn what_is_pushed_to_a_real_registry_is_read_back_whole_and_in_ranges() {
     assert_eq!(listed, [first], "a registry without the referrers API gets the fallback tag");
 }
 
-/// A private authority's certificate, one that it gave to 127.0.0.1, and the key of the latter.
-fn certificates(folder: &Path) -> (PathBuf, PathBuf, PathBuf) {
-    let openssl = |args: &[&str]| {
-        let mut command = Command::new(tools::program("openssl", "openssl").unwrap());
-        tools::run(command.args(args).current_dir(folder)).unwrap()
-    };
-    let new_key = ["-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes"];
-    let authority = ["req", "-x509", "-days", "2", "-subj", "/CN=lab", "-keyout", "ca.key", "-out", "ca.pem"];
-    openssl(&[&authority[..], &new_key].concat());
-    let request = ["req", "-subj", "/CN=registry", "-keyout", "key.pem", "-out", "request.pem"];
-    openssl(&[&request[..], &new_key].concat());
-    std::fs::write(folder.join("names"), "subjectAltName=IP:127.0.0.1\nbasicConstraints=CA:FALSE\n").unwrap();
-    let sign = ["x509", "-req", "-days", "2", "-CA", "ca.pem", "-CAkey", "ca.key", "-CAcreateserial"];
-    openssl(&[&sign[..], &["-in", "request.pem", "-extfile", "names", "-out", "cert.pem"]].concat());
-    (folder.join("ca.pem"), folder.join("cert.pem"), folder.join("key.pem"))
-}
-
 #[tokio::test]
 async fn a_password_and_a_private_authority_open_a_real_registry() {
     let folder = tempfile::tempdir().unwrap();
-    let (authority, cert, key) = certificates(folder.path());
+    let certificates = Certificates::new(folder.path(), 2).unwrap();
+    let authority = certificates.authority.clone();
     let htpasswd = folder.path().join("htpasswd");
     // The bcrypt hash of `secret`.
     std::fs::write(&htpasswd, "user:$2y$05$abcdefghijklmnopqrstuuOQiyCxlgf/oeuTqixKmWdcYUh4Hjl0a\n").unwrap();
     let more = format!(
-        "  tls:\n    certificate: {}\n    key: {}\nauth:\n  htpasswd:\n    realm: lab\n    path: {}\n",
-        cert.display(),
-        key.display(),
+        "{}auth:\n  htpasswd:\n    realm: lab\n    path: {}\n",
+        certificates.settings(),
         htpasswd.display()
     );
     let registry = Registry::start_with(&folder.path().join("registry"), &more).unwrap();
@@ -166,8 +150,8 @@ async fn a_password_and_a_private_authority_open_a_real_registry() {
     assert!(matches!(without_password, Err(RegistryError::Denied { .. })), "{without_password:?}");
     let without_authority = open(&reference, &access(false, &password)).unwrap().resolve("1.0").await;
     let error = without_authority.unwrap_err();
-    assert!(matches!(error, RegistryError::Unreachable { .. }), "{error}");
-    assert!(error.to_string().contains("certificate"), "{error}");
+    assert!(matches!(error, RegistryError::Broken { .. }), "{error}");
+    assert!(error.to_string().contains("an authority that this machine does not know"), "{error}");
     let no_certificate =
         open(&reference, &RegistryAccess { ca_file: Some(empty), ..RegistryAccess::default() });
     assert!(matches!(no_certificate.err(), Some(RegistryError::Refused { .. })));
@@ -292,7 +276,7 @@ async fn other_bytes_than_the_digest_says_are_refused() {
     let error = at.blob(&describe("x", Digest::of(b"x"), 2), 1000).await.unwrap_err();
     assert!(matches!(error, RegistryError::Mismatch { .. }), "{error}");
     let error = at.blob(&describe("x", Digest::of(b"{}"), 3), 1000).await.unwrap_err();
-    assert!(matches!(error, RegistryError::Broken { .. }), "{error}");
+    assert!(matches!(error, RegistryError::Length { .. }), "{error}");
 }
 
 #[tokio::test]
@@ -469,10 +453,13 @@ async fn a_refused_access_is_told_from_an_absent_image() {
 #[tokio::test]
 async fn a_named_authority_is_enough() {
     let folder = tempfile::tempdir().unwrap();
-    let (authority, cert, key) = certificates(folder.path());
-    let more = format!("  tls:\n    certificate: {}\n    key: {}\n", cert.display(), key.display());
-    let registry = Registry::start_with(&folder.path().join("registry"), &more).unwrap();
-    let access = RegistryAccess { ca_file: Some(authority), patience: hasty(), ..RegistryAccess::default() };
+    let certificates = Certificates::new(folder.path(), 2).unwrap();
+    let registry = Registry::start_with(&folder.path().join("registry"), &certificates.settings()).unwrap();
+    let access = RegistryAccess {
+        ca_file: Some(certificates.authority),
+        patience: hasty(),
+        ..RegistryAccess::default()
+    };
     let error = HttpRegistry::new(&registry.host(), "os", access).unwrap().resolve("1.0").await.unwrap_err();
     assert!(error.is_absent(), "{error}");
 }

@@ -9,6 +9,7 @@ use switchback::digest::Digest;
 use switchback_bootloader::esp::{EspDir, FatEsp};
 use switchback_partitions::device::BlockDevice;
 use switchback_partitions::device::disk::Disk as _;
+use switchback_partitions::gpt::Table;
 use switchback_partitions::slot::Slot;
 
 use crate::machine::Machine;
@@ -49,6 +50,20 @@ impl DiskShot {
         let esp = self.esp.iter().filter(|(path, _)| ours(path)).map(|(path, hash)| (path.clone(), *hash));
         (self.slots[slot.index()], esp.collect())
     }
+}
+
+/// A hash of each partition by its label, without the prefix of one that is being written, and of what lies between none:
+/// the table alone changes elsewhere.
+pub fn partitions(machine: &Machine) -> Result<BTreeMap<String, Digest>> {
+    let disk = machine.image()?;
+    let table = Table::read(&*disk.whole()?)?;
+    let mut hashes = BTreeMap::new();
+    for entry in table.entries() {
+        let device = disk.partition(&entry.extent())?;
+        let hash = Digest::of(&read(&*device, 0, entry.extent().len)?);
+        hashes.insert(entry.label.trim_start_matches("PRT#").to_owned(), hash);
+    }
+    Ok(hashes)
 }
 
 /// Bytes of a device.

@@ -1,7 +1,9 @@
 //! Support for the system tests: the simulated machine and the boot lab.
 
+pub mod certificates;
 pub mod disk_shot;
 pub mod faults;
+pub mod forge;
 pub mod lab;
 pub mod machine;
 pub mod page;
@@ -10,3 +12,4 @@ pub mod scene;
 pub mod signers;
 pub mod slow_line;
 pub mod small_release;
+pub mod upstream;

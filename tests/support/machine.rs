@@ -80,6 +80,15 @@ impl Machine {
         Ok(Machine { folder: folder.to_path_buf(), switchback: switchback.to_path_buf(), power_ons: 0 })
     }
 
+    /// A second machine in `folder` that is what this one is now, but for its configuration.
+    pub fn copy(&self, folder: &Path, settings: &str) -> Result<Machine> {
+        let copied =
+            Command::new("cp").args(["-a", "--sparse=always"]).arg(&self.folder).arg(folder).output()?;
+        ensure!(copied.status.success(), "cp: {}", text(&copied.stderr));
+        let copy = Machine::new(folder, &self.switchback, settings)?;
+        Ok(Machine { power_ons: self.power_ons, ..copy })
+    }
+
     /// The configuration file.
     pub fn config(&self) -> PathBuf {
         self.folder.join("config.toml")

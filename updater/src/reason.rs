@@ -62,7 +62,7 @@ reasons! {
         "Use the release for this hardware, or correct `compatible` under [machine]."
     BelowFloor "below-floor" 15
         "The release's security version is below the floor that this machine has reached."
-        "Use a newer release; an operator who accepts the older one says --below-floor."
+        "Use a newer release; an operator who accepts the older one in the other slot says `switchback rollback --below-floor`."
     Quarantined "quarantined" 16
         "This very release failed its trial on this machine and is quarantined by its digest."
         "Publish a corrected release; `switchback history` tells why this one failed."
@@ -85,19 +85,19 @@ reasons! {
         "The release's boot files do not fit beside those of the running slot."
         "Make the kernel and initramfs smaller, remove foreign files from the boot partition, or provision a larger one."
     IndexLies "index-lies" 23
-        "The chunk index contradicts the signed manifest or itself."
+        "The chunk index contradicts the signed documents or itself."
         "Publish the release again; if it repeats, the registry or the build is damaged."
     FormatRefused "format-refused" 24
         "A signed document of the release is malformed, too large or of a newer format."
-        "Build the release with a publisher that fits this updater."
+        "Build the release with a publisher that fits this updater, or update first to a release whose updater knows the format."
 
     // 30–39: fetching.
     RegistryUnreachable "registry-unreachable" 30
-        "The registry did not answer."
+        "The registry could not be reached, or could not answer."
         "Check the network, the proxy and the clock; the update continues where it stopped."
     RegistryAbsent "registry-absent" 31
         "The registry answered that this image, tag or blob does not exist."
-        "Check the image reference."
+        "Check the image reference; a release that lacks a blob has to be pushed again."
     RegistryDenied "registry-denied" 32
         "The registry refused the credentials, or asked for some."
         "Check the auth file named under [source]."
@@ -191,6 +191,9 @@ reasons! {
     NotPermitted "not-permitted" 75
         "The operating system refused access."
         "Run the command as root."
+    StateFull "state-full" 76
+        "The state folder has no room for what an update needs."
+        "Free space in the state folder, or provision a larger state partition."
     Unknown "unknown" 78
         "A reason that only another version of the updater knows."
         "Ask the version that recorded it: `switchback history` there."

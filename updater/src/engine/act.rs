@@ -13,10 +13,11 @@ use switchback_partitions::layout::DiskLayout;
 use switchback_partitions::slot::{RunningSlot, Slot};
 
 use super::observe::now;
-use super::{Engine, Failure, NOTHING_CHANGED, RUNNING_UNTOUCHED, chain, host_reason};
+use super::{Candidate, Engine, Failure, NOTHING_CHANGED, RUNNING_UNTOUCHED, chain, host_reason};
 use crate::facts::Fact;
+use crate::image::index::Index;
 use crate::init::stage::{Mark, Stage};
-use crate::install::{Install, InstallError, Offer, Release, Target, Traffic, preflight};
+use crate::install::{Install, InstallError, Offer, Release, Target, preflight};
 use crate::lifecycle::{self, Action, Event, Outcome};
 use crate::reason::{Reason, Why};
 
@@ -86,17 +87,14 @@ impl Engine<'_> {
     }
 
     fn install(&mut self, wanted: &lifecycle::Release, slot: Slot) -> Result<(), Failed> {
-        let before = |error: InstallError| (why(&error), NOTHING_CHANGED);
-        let Some((release, registry)) = self.run.candidate.take() else {
+        let Some(Candidate { release, registry, indexes }) = self.run.candidate.take() else {
             return Err((
                 Why::new(Reason::Internal, format!("nothing fetched for {}", wanted.version)),
                 NOTHING_CHANGED,
             ));
         };
         let (registry, progress) = (&*registry, self.progress);
-        let indexes = self.fetch(release.indexes(registry)).map_err(before)?;
         let target = self.target(slot)?;
-        self.fits(&release, &target).map_err(before)?;
         // An empty slot, or one that an earlier run began to write, holds nothing that could be lost.
         let lost =
             self.observe().ok().and_then(|seen| seen.releases[slot.index()].as_ref().map(Release::name));
@@ -194,22 +192,24 @@ impl Engine<'_> {
             verity_bytes: target.slot.verity().len(),
             ram_bytes: self.machine.ram_bytes(),
             bootloader: &*target.bootloader,
+            state_dir: &target.state_dir,
         };
         preflight(release, &offer)
     }
 
-    /// What an update would cost, without changing anything.
-    pub(super) fn plan(
+    /// The chunk indexes of a release that was compared with them and with this machine: the last that is refused
+    /// without a trace. Nothing is written here, not even that it was tried.
+    pub(super) fn cleared_for(
         &self,
         release: &Release,
         registry: &dyn crate::registry::Registry,
-    ) -> Result<Traffic, Failure> {
+    ) -> Result<Vec<Index>, Failure> {
         let failed = |error: InstallError| Failure::before(error.reason(), error);
         let indexes = self.fetch(release.indexes(registry)).map_err(failed)?;
         let refused = |(why, untouched): Failed| Failure { why, untouched };
         let target = self.target(self.other()?).map_err(refused)?;
         self.fits(release, &target).map_err(failed)?;
-        Ok(crate::install::plan(release, &indexes))
+        Ok(indexes)
     }
 
     fn judge(&mut self, deadline_uptime_secs: u64) -> Event {

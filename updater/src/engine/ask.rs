@@ -12,7 +12,7 @@ use super::answers::{
 };
 use super::observe::{Seen, summary};
 use super::words::{blockers, history_entry, next_sentence, slot_status};
-use super::{Engine, Failure, NOTHING_CHANGED, Rest, source};
+use super::{Candidate, Engine, Failure, NOTHING_CHANGED, Rest, source};
 use crate::health::{self, CheckOutcome, CheckResult, HealthReport};
 use crate::host::durable;
 use crate::image::config::Kind;
@@ -21,7 +21,7 @@ use crate::install::{Release, ReleaseName, Traffic};
 use crate::lifecycle::{Action, Event, Goal, Order, Verdict, step};
 use crate::progress::Phase as Work;
 use crate::reason::Reason;
-use crate::registry::Registry;
+use crate::registry::{Registry, RegistryAccess};
 use crate::trust::policy::admit;
 
 impl Engine<'_> {
@@ -90,7 +90,12 @@ impl Engine<'_> {
             let (_, action) = step(&self.state, event, &self.policy(true));
             return self.dry_run(action, answer, Some((&release, &*registry))).map(Answer::Update);
         }
-        self.run.candidate = Some((release, registry));
+        // Refused here, it leaves every byte as it was, the records too.
+        let indexes = match step(&self.state, event.clone(), &self.policy(true)).1 {
+            Action::Install { .. } => self.cleared_for(&release, &*registry)?,
+            _ => Vec::new(),
+        };
+        self.run.candidate = Some(Candidate { release, registry, indexes });
         let rest = self.drive(event, reach, &self.policy(true))?;
         self.conclude(rest, &mut answer, began, "It runs already.")?;
         if goal == Goal::Stage && answer.outcome == Outcome::Unchanged && self.state.phase.name() == "staged"
@@ -204,7 +209,9 @@ impl Engine<'_> {
     fn candidate(&self, to: Option<&str>, seen: &Seen) -> Result<(Release, Box<dyn Registry>), Failure> {
         let trust = self.trust.as_ref().map_err(Failure::clone)?;
         let reference = source::reference(self.config, to)?;
-        let registry = source::open(&reference, &source::access(self.config))?;
+        let access =
+            RegistryAccess { signed_unix_secs: seen.signed_unix_secs(), ..source::access(self.config) };
+        let registry = source::open(&reference, &access)?;
         self.progress.begin(Work::Check, 0);
         let resolved = self.fetch(async { Ok(source::resolve(&*registry, &reference).await) });
         let digest = resolved.map_err(|e| Failure::before(e.reason(), e))??;
@@ -241,7 +248,7 @@ impl Engine<'_> {
             (Action::Refuse(why), _) => return Err(Failure::refused(why)),
             (Action::Install { .. }, Some((release, registry))) => {
                 answer.outcome = Outcome::WouldUpdate;
-                answer.traffic = self.plan(release, registry)?;
+                answer.traffic = crate::install::plan(release, &self.cleared_for(release, registry)?);
                 answer.detail = "Nothing was changed.".into();
             }
             (Action::Arm { .. } | Action::Reboot, _) => {

@@ -22,6 +22,7 @@ use crate::facts::{Facts, state_file};
 use crate::health::HealthReport;
 use crate::host::Machine;
 use crate::host::lock::InstanceLock;
+use crate::image::index::Index;
 use crate::install::{Install, InstallError, Proven, Release, Traffic};
 use crate::lifecycle::{Action, Event, Policy, State, step};
 use crate::progress::{Progress, until_stopped};
@@ -91,11 +92,19 @@ pub struct Engine<'a> {
     run: Run,
 }
 
+/// A release that an order is about, accepted by trust.
+struct Candidate {
+    release: Release,
+    registry: Box<dyn crate::registry::Registry>,
+    /// Of each slot layer, once it was read and found true.
+    indexes: Vec<Index>,
+}
+
 /// What one run of the loop gathered, for the answer.
 #[derive(Default)]
 struct Run {
     /// The release that an order is about.
-    candidate: Option<(Release, Box<dyn crate::registry::Registry>)>,
+    candidate: Option<Candidate>,
     /// Read back in this run, so that arming need not read it back again.
     proven: Option<Install<Proven>>,
     traffic: Traffic,
@@ -136,8 +145,7 @@ impl<'a> Engine<'a> {
             false => None,
         };
         let trust = source::policy(config, machine.root());
-        let facts =
-            Facts::open(machine.state_dir()).map_err(|e| Failure::before(Reason::StateUnreadable, e))?;
+        let facts = Facts::open(machine.state_dir()).map_err(|e| Failure::before(e.reason(), e))?;
         let state = state_file::load(machine.state_dir()).into_state();
         let runtime = tokio::runtime::Builder::new_multi_thread()
             .worker_threads(2)
@@ -202,8 +210,7 @@ impl<'a> Engine<'a> {
     /// The state that `step` decided on, durable on return.
     fn adopt(&mut self, next: State) -> Result<(), Failure> {
         if next != self.state {
-            state_file::store(self.machine.state_dir(), &next)
-                .map_err(|e| Failure::before(Reason::StateUnreadable, e))?;
+            state_file::store(self.machine.state_dir(), &next).map_err(|e| Failure::before(e.reason(), e))?;
             self.state = next;
         }
         Ok(())
@@ -232,6 +239,7 @@ pub fn host_reason(error: &crate::host::HostError) -> Reason {
             Reason::NotPermitted
         }
         HostError::Io { source, .. } if source.raw_os_error() == Some(16) => Reason::SlotInUse,
+        HostError::Io { source, .. } if crate::facts::is_full(source) => Reason::StateFull,
         HostError::Io { .. } => Reason::StateUnreadable,
         HostError::Layout(_) => Reason::LayoutUnknown,
         HostError::Busy { .. } => Reason::Busy,

@@ -30,6 +30,14 @@ pub struct Seen {
     pub bootloader: &'static str,
 }
 
+impl Seen {
+    /// The newest time that the trusted keys signed, in seconds since 1970: when the releases in the slots were made.
+    pub fn signed_unix_secs(&self) -> u64 {
+        let made = self.releases.iter().flatten().filter_map(|release| release.manifest.created_unix_secs());
+        made.max().unwrap_or(0)
+    }
+}
+
 /// Looks at everything.
 pub fn observe(
     machine: &dyn Machine,

@@ -74,8 +74,19 @@ pub enum FactsError {
 impl FactsError {
     /// The public reason.
     pub fn reason(&self) -> Reason {
-        Reason::StateUnreadable
+        match self {
+            FactsError::Io { source, .. } | FactsError::Write { source, .. } if is_full(source) => {
+                Reason::StateFull
+            }
+            FactsError::Full { .. } => Reason::StateFull,
+            FactsError::Io { .. } | FactsError::Write { .. } => Reason::StateUnreadable,
+        }
     }
+}
+
+/// True when a write found no room: the one fault of a state folder that a person mends by deleting something.
+pub fn is_full(error: &io::Error) -> bool {
+    matches!(error.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded)
 }
 
 /// Something to remember.

@@ -35,6 +35,9 @@ pub const INDEX_ROOT_ANNOTATION: &str = "io.switchback.index.root";
 pub const INDEX_ROOT_BYTES_ANNOTATION: &str = "io.switchback.index.root-bytes";
 /// Annotation that `oras pull` takes the file name from (OCI image-spec, annotations.md).
 pub const TITLE_ANNOTATION: &str = "org.opencontainers.image.title";
+/// Manifest annotation with the time the release was made (RFC 3339): no later clock of a machine can be right that is
+/// behind it.
+pub const CREATED_ANNOTATION: &str = "org.opencontainers.image.created";
 /// Manifest annotation with the release's version, for people and registries; the signed config decides.
 pub const VERSION_ANNOTATION: &str = "org.opencontainers.image.version";
 
@@ -148,6 +151,12 @@ impl OsManifest {
         let wire: WireManifest =
             serde_json::from_slice(bytes).map_err(|source| ManifestError::Json { source })?;
         wire.checked()
+    }
+
+    /// When the publisher says that it was made, in seconds since 1970.
+    pub fn created_unix_secs(&self) -> Option<u64> {
+        let created: jiff::Timestamp = self.annotations.get(CREATED_ANNOTATION)?.parse().ok()?;
+        u64::try_from(created.as_second()).ok()
     }
 
     /// The canonical bytes: compact JSON, fields in the specification's order, annotations sorted.

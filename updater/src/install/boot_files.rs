@@ -64,6 +64,15 @@ pub fn tidy(layers: &[BootLayer], state_dir: &Path) {
     }
 }
 
+/// Bytes of these layers that `fetch` will add to the state folder.
+pub fn missing_bytes(layers: &[BootLayer], state_dir: &Path) -> u64 {
+    let missing = |layer: &BootLayer| {
+        let path = state_dir.join(format!("boot-{}", layer.blob.digest.hex()));
+        layer.blob.size.saturating_sub(length(&path).unwrap_or(0))
+    };
+    layers.iter().map(missing).sum()
+}
+
 fn length(path: &PathBuf) -> Option<u64> {
     std::fs::metadata(path).ok().map(|meta| meta.len())
 }

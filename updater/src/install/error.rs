@@ -6,8 +6,9 @@ use std::path::PathBuf;
 use switchback_bootloader::record::BootError;
 
 use crate::digest::Digest;
+use crate::facts::is_full;
 use crate::image::frame::FrameError;
-use crate::image::index::IndexError;
+use crate::image::index::{IndexError, Lie};
 use crate::reason::Reason;
 use crate::registry::RegistryError;
 use crate::trust::TrustError;
@@ -22,7 +23,7 @@ pub enum InstallError {
     #[error(transparent)]
     Trust(#[from] TrustError),
     /// The chunk index lies.
-    #[error("while reading the chunk index")]
+    #[error(transparent)]
     Index(#[from] IndexError),
     /// A chunk's bytes are wrong; it was not written.
     #[error("while verifying a chunk; it was not written")]
@@ -109,7 +110,8 @@ impl InstallError {
         match self {
             InstallError::Registry(error) => registry_reason(error),
             InstallError::Trust(error) => trust_reason(error),
-            InstallError::Index(_) => Reason::IndexLies,
+            InstallError::Index(IndexError { lie: Lie::Version { .. }, .. }) => Reason::FormatRefused,
+            InstallError::Index(_) | InstallError::RootHash { .. } => Reason::IndexLies,
             InstallError::Chunk(_) | InstallError::ShortBody { .. } => Reason::CorruptChunk,
             InstallError::Passport { .. } | InstallError::NoSuchSlot { .. } => Reason::FormatRefused,
             InstallError::Requirement { reason, .. } => *reason,
@@ -118,10 +120,11 @@ impl InstallError {
                 Reason::WriteFailed
             }
             InstallError::Slot(_) => Reason::WriteFailed,
-            InstallError::ReadBack(_) | InstallError::RootHash { .. } => Reason::ReadBackMismatch,
+            InstallError::ReadBack(_) => Reason::ReadBackMismatch,
             InstallError::Boot(BootError::NoSpace { .. }) => Reason::EspTooSmall,
             InstallError::Boot(BootError::Mismatch { .. }) => Reason::ReadBackMismatch,
             InstallError::Boot(_) => Reason::BootRecordFailed,
+            InstallError::State { source, .. } if is_full(source) => Reason::StateFull,
             InstallError::State { .. } => Reason::StateUnreadable,
             InstallError::Interrupted => Reason::Interrupted,
             InstallError::Worker => Reason::Internal,
@@ -156,7 +159,7 @@ pub fn registry_reason(error: &RegistryError) -> Reason {
         RegistryError::Denied { .. } | RegistryError::Refused { .. } => Reason::RegistryDenied,
         RegistryError::Unreachable { .. } => Reason::RegistryUnreachable,
         RegistryError::Broken { .. } | RegistryError::TooLarge { .. } => Reason::RegistryBroken,
-        RegistryError::Mismatch { .. } => Reason::CorruptBlob,
+        RegistryError::Mismatch { .. } | RegistryError::Length { .. } => Reason::CorruptBlob,
         RegistryError::Io { .. } => Reason::RegistryUnreachable,
     }
 }

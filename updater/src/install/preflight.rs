@@ -2,14 +2,19 @@
 //!
 //! Not here: signatures, versions, quarantine. Rule: an error here means that the disk is byte-identical.
 
+use std::path::Path;
+
 use switchback_bootloader::record::Bootloader;
 use switchback_partitions::slot::Slot;
 use switchback_partitions::verity;
 
-use super::InstallError;
 use super::release::Release;
+use super::{InstallError, boot_files};
 use crate::lifecycle::version;
 use crate::reason::Reason;
+
+/// Room in the state folder for the state file and the journal, each twice while it is replaced.
+const STATE_ROOM_BYTES: u64 = 128 << 10;
 
 /// What the machine offers to a release.
 pub struct Offer<'a> {
@@ -23,6 +28,8 @@ pub struct Offer<'a> {
     pub ram_bytes: u64,
     /// The bootloader, which knows the room for boot files.
     pub bootloader: &'a dyn Bootloader,
+    /// Where boot files are kept until the boot partition has them.
+    pub state_dir: &'a Path,
 }
 
 /// Refuses a release that would not fit.
@@ -56,6 +63,16 @@ pub fn preflight(release: &Release, offer: &Offer<'_>) -> Result<(), InstallErro
                 return refuse(Reason::SlotTooSmall, detail);
             }
         }
+    }
+    let needed = STATE_ROOM_BYTES + boot_files::missing_bytes(&release.manifest.boot, offer.state_dir);
+    // A file system that does not tell is asked by the first write.
+    let room = fs4::available_space(offer.state_dir).unwrap_or(u64::MAX);
+    if room < needed {
+        let detail = format!(
+            "{} has {room} bytes free, {needed} are needed until the boot partition has the boot files",
+            offer.state_dir.display()
+        );
+        return refuse(Reason::StateFull, detail);
     }
     let documents = release.passport.documents().into_iter().map(|(_, bytes)| bytes.len() as u64);
     let sizes: Vec<u64> =

@@ -21,8 +21,8 @@ use super::uki::{self, ROOTHASH_WORD, UkiError};
 use crate::digest::Digest;
 use crate::image::config::{ConfigError, Kind, OsConfig, Requirements, SCHEMA, SlotContent, VerityInfo};
 use crate::image::manifest::{
-    self, BOOT_FILE_BYTES_MAX, BootLayer, CONFIG_MEDIA_TYPE, MANIFEST_MEDIA_TYPE, ManifestError, OsManifest,
-    SlotLayer, TITLE_ANNOTATION, VERSION_ANNOTATION,
+    self, BOOT_FILE_BYTES_MAX, BootLayer, CONFIG_MEDIA_TYPE, CREATED_ANNOTATION, MANIFEST_MEDIA_TYPE,
+    ManifestError, OsManifest, SlotLayer, TITLE_ANNOTATION, VERSION_ANNOTATION,
 };
 use crate::registry::layout_dir::LayoutDir;
 use crate::registry::{self, Registry, RegistryError};
@@ -469,8 +469,16 @@ fn name_blobs(config: &OsConfig, layer: &layer::Layer, boot: &BootSet) -> OsMani
             (TITLE_ANNOTATION.to_owned(), config.name.clone()),
             (VERSION_ANNOTATION.to_owned(), config.version.clone()),
         ]
-        .into(),
+        .into_iter()
+        .chain(created().map(|created| (CREATED_ANNOTATION.to_owned(), created)))
+        .collect(),
     }
+}
+
+/// The time that a repeatable build is given; the time of this run would make every build another release.
+fn created() -> Option<String> {
+    let given = std::env::var("SOURCE_DATE_EPOCH").ok()?.trim().parse().ok()?;
+    jiff::Timestamp::from_second(given).ok().map(|created| created.to_string())
 }
 
 /// Blobs first, the manifest under its tag last: a folder never names what it does not hold.

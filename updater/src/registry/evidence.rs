@@ -64,7 +64,15 @@ impl Found {
             Ok(bytes) => bytes,
             Err(error) => return self.failed(error),
         };
-        let Ok(manifest) = serde_json::from_slice::<SignatureManifest>(&bytes) else { return };
+        let manifest = match serde_json::from_slice::<SignatureManifest>(&bytes) {
+            Ok(manifest) => manifest,
+            // Not JSON at all: then "not signed" would be a guess, too.
+            Err(error) if error.is_syntax() || error.is_eof() => {
+                let what = format!("a signature in {}", registry.place());
+                return self.failed(RegistryError::Broken { what, detail: "it is no JSON".into() });
+            }
+            Err(_) => return,
+        };
         for layer in manifest.layers.iter().take(EVIDENCE_MAX) {
             if self.evidence.len() == EVIDENCE_MAX {
                 return;

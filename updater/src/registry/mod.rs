@@ -107,6 +107,8 @@ pub struct RegistryAccess {
     pub ca_file: Option<PathBuf>,
     /// The only file that credentials are taken from, in the format of docker's `config.json`.
     pub auth_file: Option<PathBuf>,
+    /// The newest time that a trusted key signed, in seconds since 1970: certificates are not judged by an earlier clock.
+    pub signed_unix_secs: u64,
     /// When to wait and when to give up.
     pub patience: Patience,
 }
@@ -207,6 +209,16 @@ pub enum RegistryError {
         /// The limit in bytes.
         limit: u64,
     },
+    /// More or fewer bytes than the manifest says.
+    #[error("while reading {what}: it has {found} bytes, the manifest says {expected}")]
+    Length {
+        /// What was asked for.
+        what: String,
+        /// The bytes that are there.
+        found: u64,
+        /// The bytes that should be.
+        expected: u64,
+    },
     /// Other bytes than the ones asked for.
     #[error("while reading {what}: its bytes have the digest {found}")]
     Mismatch {
@@ -259,15 +271,18 @@ fn fallback_tag(digest: &Digest) -> String {
 }
 
 /// The readable entries of an index, at most [`REFERRERS_MAX`]; one with another hash than SHA-256 is passed over.
-fn index_entries(index: &[u8]) -> Vec<Descriptor> {
-    let Ok(index) = serde_json::from_slice::<serde_json::Value>(index) else { return Vec::new() };
+/// What is no JSON is no empty list.
+fn index_entries(index: &[u8], what: impl Fn() -> String) -> Result<Vec<Descriptor>, RegistryError> {
+    let index: serde_json::Value = serde_json::from_slice(index)
+        .map_err(|_| RegistryError::Broken { what: what(), detail: "it is no JSON".into() })?;
     let entries = index.get("manifests").and_then(serde_json::Value::as_array);
-    entries
+    let entries = entries
         .into_iter()
         .flatten()
         .filter_map(|entry| Descriptor::deserialize(entry).ok())
         .take(REFERRERS_MAX)
-        .collect()
+        .collect();
+    Ok(entries)
 }
 
 fn check_digest(bytes: &[u8], expected: &Digest, what: impl Fn() -> String) -> Result<(), RegistryError> {

@@ -214,7 +214,7 @@ pub enum TrustError {
     #[error("while reading the trust policy: {0}")]
     Policy(String),
     /// Signed, for something else.
-    #[error("while admitting the release: its {field} is `{found}`, this machine takes `{wanted}`")]
+    #[error("while admitting the release: its {field} is `{found}`, this machine {wanted}")]
     NotForThis {
         /// Which field of the signed config.
         field: &'static str,

@@ -74,16 +74,20 @@ pub fn admit(
         return refuse(
             "kind",
             format!("{:?}", config.kind).to_lowercase(),
-            format!("{kind:?}").to_lowercase(),
+            format!("takes `{}`", format!("{kind:?}").to_lowercase()),
         );
     }
     if let Some(product) = product.filter(|product| *product != config.product) {
-        return refuse("product", config.product.clone(), product.to_owned());
+        return refuse("product", config.product.clone(), format!("takes `{product}`"));
     }
     // A release that names no hardware runs on any.
     let fits = config.compatible.is_empty() || config.compatible.iter().any(|name| compatible.contains(name));
     if !fits {
-        return refuse("compatible", config.compatible.join(", "), compatible.join(", "));
+        let answers_to = match compatible {
+            [] => "knows no name of its own hardware; `compatible` under [machine] gives it one".to_owned(),
+            names => format!("answers to `{}`", names.join(", ")),
+        };
+        return refuse("compatible", config.compatible.join(", "), answers_to);
     }
     Ok(())
 }

@@ -17,7 +17,9 @@ use url::Url;
 
 use super::super::{RegistryAccess, RegistryError};
 use super::body::Body;
+use super::tls;
 use crate::digest::Digest;
+use crate::host::clock;
 
 /// How many redirects of one question are followed.
 const REDIRECTS_MAX: usize = 5;
@@ -159,6 +161,13 @@ impl Client {
             let detail = format!("status {} where 200 was expected", response.status().as_u16());
             return Err(Failure::fatal(RegistryError::Broken { what: ask.what.clone(), detail }));
         }
+        // A login page or a proxy's: its bytes would be taken for a manifest that nobody signed.
+        if ask.accept.is_some() && is_web_page(&response) {
+            return Err(broken(
+                &ask.what,
+                "a web page came instead; a login page or proxy may be in between".into(),
+            ));
+        }
         let too_large = || Failure::fatal(RegistryError::TooLarge { what: ask.what.clone(), limit });
         if response.content_length().is_some_and(|length| length > limit) {
             return Err(too_large());
@@ -255,30 +264,20 @@ impl Client {
 }
 
 fn build(access: &RegistryAccess) -> Result<reqwest::Client, RegistryError> {
-    let roots = extra_roots(access)?;
-    let base = || {
-        reqwest::Client::builder()
-            .user_agent(concat!("switchback/", env!("CARGO_PKG_VERSION")))
-            .redirect(reqwest::redirect::Policy::none())
-            .connect_timeout(access.patience.connect)
-    };
-    // A device without any CA bundle can still use the named certificates, or plain HTTP where that is named; with no
-    // root at all every TLS connection fails, as it must.
-    base()
-        .tls_certs_merge(roots.clone())
+    let refused = |detail: String| RegistryError::Refused { what: "an HTTP client".into(), detail };
+    let tls = tls::config(extra_roots(access)?, access.signed_unix_secs);
+    reqwest::Client::builder()
+        .user_agent(concat!("switchback/", env!("CARGO_PKG_VERSION")))
+        .redirect(reqwest::redirect::Policy::none())
+        .connect_timeout(access.patience.connect)
+        .tls_backend_preconfigured(tls.map_err(|error| refused(chain(&error)))?)
         .build()
-        .or_else(|error| {
-            // No warning: a machine that only speaks to named hosts over plain HTTP needs none, and TLS without any fails by name.
-            tracing::debug!(%error, "no CA certificates of the system; only the named ones are trusted");
-            base().tls_certs_only(roots).build()
-        })
-        .map_err(|error| RegistryError::Refused {
-            what: "an HTTP client".into(),
-            detail: chain(&error.without_url()),
-        })
+        .map_err(|error| refused(chain(&error.without_url())))
 }
 
-fn extra_roots(access: &RegistryAccess) -> Result<Vec<reqwest::Certificate>, RegistryError> {
+fn extra_roots(
+    access: &RegistryAccess,
+) -> Result<Vec<rustls::pki_types::CertificateDer<'static>>, RegistryError> {
     let Some(path) = &access.ca_file else { return Ok(Vec::new()) };
     let pem = fs::read(path).map_err(|source| RegistryError::Io {
         doing: "reading the certificates in",
@@ -289,10 +288,10 @@ fn extra_roots(access: &RegistryAccess) -> Result<Vec<reqwest::Certificate>, Reg
         what: format!("the certificates in {}", path.display()),
         detail,
     };
-    match reqwest::Certificate::from_pem_bundle(&pem) {
+    match tls::certificates(&pem) {
         Ok(roots) if roots.is_empty() => Err(unusable("there is none in PEM form".into())),
         Ok(roots) => Ok(roots),
-        Err(error) => Err(unusable(chain(&error))),
+        Err(error) => Err(unusable(error)),
     }
 }
 
@@ -305,15 +304,41 @@ pub(super) async fn answered(
     match tokio::time::timeout(*silence, request.send()).await {
         Ok(Ok(response)) => Ok(response),
         Ok(Err(error)) if error.is_builder() => Err(broken(what, chain(&error.without_url()))),
-        Ok(Err(error)) => Err(Failure::transient(what, chain(&error.without_url()))),
+        Ok(Err(error)) => Err(match tls::final_fault(&error) {
+            Some(fault) => broken(what, fault),
+            None => Failure::transient(what, unanswered(error)),
+        }),
         Err(_) => Err(Failure::transient(what, format!("silent for {silence:?}"))),
     }
+}
+
+/// Why no connection came to be, without the layers that only pass it on.
+fn unanswered(error: reqwest::Error) -> String {
+    let host = error.url().and_then(Url::host_str).unwrap_or_default().to_owned();
+    let connecting = error.is_connect();
+    let error = error.without_url();
+    let text = chain(&error);
+    if connecting && text.contains("dns error") {
+        return format!("the name {host} could not be resolved");
+    }
+    let mut cause: &(dyn std::error::Error + 'static) = &error;
+    while let Some(source) = cause.source() {
+        cause = source;
+    }
+    if connecting { cause.to_string() } else { text }
 }
 
 fn judged(response: Response, what: &str) -> Result<Response, Failure> {
     let status = response.status();
     let host = response.url().host_str().unwrap_or_default();
-    let detail = format!("status {} from {host}", status.as_u16());
+    let mut detail = format!("status {} from {host}", status.as_u16());
+    // What a server that speaks TLS says to a request in the clear.
+    if status == StatusCode::BAD_REQUEST && response.url().scheme() == "http" {
+        detail.push_str("; if it speaks TLS, it must not be named under `plain_http`");
+    }
+    if let Some(wait) = retry_after(&response).filter(|wait| *wait > RETRY_AFTER_MAX) {
+        detail.push_str(&format!(", which wants to be left alone for {} s", wait.as_secs()));
+    }
     let what = || what.to_owned();
     match status {
         _ if status.is_success() => Ok(response),
@@ -338,7 +363,13 @@ fn retry_after(response: &Response) -> Option<Duration> {
         return Some(Duration::from_secs(seconds));
     }
     let date = jiff::fmt::rfc2822::DateTimeParser::new().parse_timestamp(text).ok()?;
-    date.duration_since(jiff::Timestamp::now()).try_into().ok()
+    let now = i64::try_from(clock::judged_unix_secs(0)).ok()?;
+    date.duration_since(jiff::Timestamp::from_second(now).ok()?).try_into().ok()
+}
+
+fn is_web_page(response: &Response) -> bool {
+    let kind = response.headers().get(header::CONTENT_TYPE).and_then(|kind| kind.to_str().ok());
+    kind.is_some_and(|kind| kind.trim_start().to_ascii_lowercase().starts_with("text/html"))
 }
 
 fn redirection(response: &Response) -> Option<&str> {

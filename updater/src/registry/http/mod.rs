@@ -9,6 +9,7 @@ mod client;
 #[cfg(feature = "author")]
 mod push;
 mod range;
+mod tls;
 
 use std::ops::Range;
 #[cfg(feature = "author")]
@@ -109,7 +110,8 @@ impl Registry for HttpRegistry {
             Some(index) => Some(index),
             None => self.fallback_referrers(digest).await?,
         };
-        Ok(index.map(|index| index_entries(&index)).unwrap_or_default())
+        let what = || format!("the referrers of {}", self.what(digest));
+        index.map_or_else(|| Ok(Vec::new()), |index| index_entries(&index, what))
     }
 
     async fn blob(&self, descriptor: &Descriptor, limit: u64) -> Result<Vec<u8>, RegistryError> {
@@ -118,8 +120,8 @@ impl Registry for HttpRegistry {
         let url = self.client.url(&["blobs", &digest.to_string()]);
         let bytes = self.client.fetch(Ask::get(url, self.what(digest)), descriptor.size).await?;
         if bytes.len() as u64 != descriptor.size {
-            let detail = format!("{} bytes came, the manifest says {}", bytes.len(), descriptor.size);
-            return Err(RegistryError::Broken { what: self.what(digest), detail });
+            let (found, expected) = (bytes.len() as u64, descriptor.size);
+            return Err(RegistryError::Length { what: self.what(digest), found, expected });
         }
         check_digest(&bytes, digest, || self.what(digest))?;
         Ok(bytes)

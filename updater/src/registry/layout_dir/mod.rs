@@ -101,7 +101,8 @@ impl LayoutDir {
         // Tools that copy from a registry without the referrers API bring its fallback tag along.
         match self.resolve_now(&fallback_tag(subject)) {
             Ok(digest) => {
-                found.extend(super::index_entries(&self.manifest_now(&digest, MANIFEST_BYTES_MAX)?))
+                let list = self.manifest_now(&digest, MANIFEST_BYTES_MAX)?;
+                found.extend(super::index_entries(&list, || self.what(digest))?);
             }
             Err(error) if error.is_absent() => {}
             Err(error) => return Err(error),
@@ -118,8 +119,7 @@ impl LayoutDir {
         let file = open(&path, what)?;
         let bytes = file.metadata().map_err(io_error("reading", &path))?.len();
         if bytes != descriptor.size {
-            let detail = format!("it has {bytes} bytes, the manifest says {}", descriptor.size);
-            return Err(RegistryError::Broken { what: what(), detail });
+            return Err(RegistryError::Length { what: what(), found: bytes, expected: descriptor.size });
         }
         Ok(file)
     }
@@ -304,7 +304,7 @@ mod tests {
         fs::write(layout.blob_path(&blob.digest), b"c0ntent").unwrap();
         assert!(matches!(layout.blob(&blob, 100).await, Err(RegistryError::Mismatch { .. })));
         fs::write(layout.blob_path(&blob.digest), b"cont").unwrap();
-        assert!(matches!(layout.blob(&blob, 100).await, Err(RegistryError::Broken { .. })));
+        assert!(matches!(layout.blob(&blob, 100).await, Err(RegistryError::Length { .. })));
         fs::write(layout.root.join("index.json"), b"[]").unwrap();
         assert!(matches!(layout.resolve("1.0").await, Err(RegistryError::Broken { .. })));
     }

@@ -1,5 +1,4 @@
 //! The life of updates on one machine, from order to confirmation or return, by the real program on a disk image.
-#![expect(clippy::unwrap_used, reason = "a test fails by panicking, in its helpers too")]
 
 use std::time::Instant;
 
@@ -7,63 +6,11 @@ use serde_json::Value;
 use switchback_partitions::device::disk::Disk as _;
 use switchback_partitions::slot::Slot;
 use switchback_tests::disk_shot::{DiskShot, read};
-use switchback_tests::machine::{Answer, Machine};
-use switchback_tests::scene::{SMALL_DISK, Scene, sha256};
+use switchback_tests::scene::sha256;
+use switchback_tests::story::{ROOT_BYTES, ask, boot_of, history, machine_with_1_0, publish, status};
 
-const ROOT_BYTES: u64 = 8 << 20;
 /// What the machine grants a trial unless configured otherwise.
 const TRIES: u32 = 3;
-
-/// A machine that runs 1.0 from slot A, confirmed, and looks at the tag `stable`.
-fn machine_with_1_0() -> (Scene, Machine) {
-    let scene = Scene::new().unwrap();
-    scene.release("1.0", true, ROOT_BYTES).unwrap();
-    let key = scene.desk.path("os.pub");
-    let mut machine = scene.machine(&scene.desk.reference("stable"), &[&key], "").unwrap();
-    scene.provision(&machine, &scene.desk.reference("1.0"), &key, &SMALL_DISK).unwrap();
-    assert_eq!(machine.power_on().unwrap().slot, Slot::A);
-    (scene, machine)
-}
-
-/// Builds, signs and publishes a release; gives its digest.
-fn publish(scene: &Scene, version: &str, healthy: bool) -> String {
-    scene.release(version, healthy, ROOT_BYTES).unwrap();
-    scene.desk.publish(version).unwrap().to_string()
-}
-
-/// Asks, and holds the program to its exit code.
-fn ask(machine: &Machine, arguments: &[&str], code: i32) -> Answer {
-    let answer = machine.ask(arguments).unwrap();
-    assert_eq!(answer.code, code, "switchback {}: {} {}", arguments.join(" "), answer.said, answer.told);
-    if code >= 10 {
-        assert_eq!(answer.said["exit_code"], code, "{}", answer.said);
-        for field in ["detail", "untouched", "remedy"] {
-            assert!(
-                answer.said[field].as_str().is_some_and(|text| !text.is_empty()),
-                "{field}: {}",
-                answer.said
-            );
-        }
-    }
-    answer
-}
-
-fn history(machine: &Machine) -> Vec<[String; 4]> {
-    let entries = ask(machine, &["history"], 0).said["entries"].as_array().unwrap().clone();
-    let text = |entry: &Value, field: &str| entry[field].as_str().unwrap_or_default().to_string();
-    entries
-        .iter()
-        .map(|entry| ["what", "version", "slot", "reason"].map(|field| text(entry, field)))
-        .collect()
-}
-
-fn status(machine: &Machine) -> Value {
-    ask(machine, &["status"], 0).said
-}
-
-fn boot_of(machine: &Machine, slot: Slot) -> String {
-    status(machine)["slots"][slot.index()]["boot"]["state"].as_str().unwrap().to_string()
-}
 
 #[test]
 fn a_release_is_tried_confirmed_left_taken_again_and_a_bad_one_comes_back_for_ever() {

@@ -2,14 +2,12 @@
 
 use std::fs::File;
 use std::io::{Read as _, Write as _};
-use std::path::Path;
-use std::process::Command;
 
 use switchback::reason::Reason;
 use switchback_bootloader::esp::{EspDir as _, FatEsp};
 use switchback_partitions::device::disk::Disk as _;
-use switchback_tests::lab::tools;
 use switchback_tests::small_release::{SmallRelease, build_arguments, noise};
+use switchback_tests::small_state::{FILL, SmallState};
 
 use crate::ground::{Ground, Place, ROOT_BYTES, build};
 use crate::table::{Changed, Table};
@@ -25,7 +23,7 @@ fn a_machine_without_room_is_found_out_before_anything_is_written() {
         Reason::EspTooSmall,
         Changed::Nothing,
     );
-    let place = state_folder_with(&ground, "dd if=/dev/zero of=filler bs=4k 2>/dev/null || true", "700k");
+    let place = state_folder_with(&ground, FILL, "700k");
     table.refused("the state folder is full", place, Reason::StateFull, Changed::Nothing);
     let place = state_folder_with(&ground, "true", "2m");
     table.refused("the state folder has no room for boot files", place, Reason::StateFull, Changed::Nothing);
@@ -81,42 +79,11 @@ fn esp_full_of_foreign_files(ground: &std::sync::Arc<Ground>) -> Place {
     place.seen_anew()
 }
 
-/// A state folder on a file system of its own size, after `prepare` was run in it. Nobody else sees it: it is mounted in a
-/// namespace of the command alone, and what lay in it afterwards is copied out.
+/// A small state folder for the command, see [`SmallState`].
 fn state_folder_with(ground: &std::sync::Arc<Ground>, prepare: &str, size: &str) -> Place {
     let mut place = Place::new(ground).offers_tag("1.3");
-    let (mount, after) = (place.folder().join("mount"), place.folder().join("after"));
-    std::fs::create_dir(&mount).unwrap();
-    let script = format!(
-        r#"
-mount -t tmpfs -o size={size} tmpfs {mount}
-cp -a {state}/. {mount}/
-mount --bind {mount} {state}
-cd {state}
-{prepare}
-code=0
-"$@" || code=$?
-rm -rf {after}
-mkdir {after}
-for file in *; do [ "$file" = filler ] || cp "$file" {after}/; done
-exit $code
-"#,
-        mount = mount.display(),
-        state = place.machine.state_dir().display(),
-        after = after.display(),
-    );
-    let unshare = tools::program("unshare", "util-linux").unwrap();
-    place.under = Some(Box::new(move |command| alone(&unshare, &script, command)));
-    place.records_after = Some(after);
+    let state = SmallState::new(&place.machine.state_dir(), place.folder(), size, prepare).unwrap();
+    place.records_after = Some(state.after.clone());
+    place.under = Some(Box::new(move |command| state.command(command)));
     place
-}
-
-/// The command in a mount namespace of its own, where `script` runs it as `"$@"`.
-fn alone(unshare: &Path, script: &str, command: &Command) -> Command {
-    let mut wrapped = Command::new(unshare);
-    if !nix::unistd::geteuid().is_root() {
-        wrapped.arg("--map-root-user");
-    }
-    wrapped.args(["--mount", "sh", "-euc", script, "sh"]).arg(command.get_program()).args(command.get_args());
-    wrapped
 }

@@ -12,4 +12,6 @@ pub mod scene;
 pub mod signers;
 pub mod slow_line;
 pub mod small_release;
+pub mod small_state;
+pub mod story;
 pub mod upstream;

@@ -151,6 +151,7 @@ impl Engine<'_> {
     }
 
     pub(super) fn boot_check(&mut self, no_reboot: bool) -> Result<Answer, Failure> {
+        self.mend_facts();
         let seen = self.observe()?;
         let slot = seen.observation.running;
         let release = seen.releases[slot.index()].as_ref().map(Release::name);
@@ -192,8 +193,15 @@ impl Engine<'_> {
         }
     }
 
+    fn mend_facts(&mut self) {
+        if let Err(error) = self.facts.repair() {
+            tracing::warn!(%error, "one copy of the durable facts is damaged and could not be mended");
+        }
+    }
+
     /// Every start is a recovery: what an interrupted run or a reboot left is settled before a new order.
     fn settle(&mut self) -> Result<(), Failure> {
+        self.mend_facts();
         let (seen, policy) = (self.observe()?, self.policy(false));
         let started = Event::Started(Box::new(seen.observation));
         // A trial is judged by `boot-check` alone, once the system is up: an order in passing must neither confirm it

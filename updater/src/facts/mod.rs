@@ -178,9 +178,14 @@ impl Facts {
         &self.history
     }
 
-    /// True when one copy is damaged or behind; the next addition repairs it.
+    /// True when one copy is damaged or behind; [`Facts::repair`] and the next addition mend it.
     pub fn degraded(&self) -> bool {
         self.generations[0] != self.generations[1]
+    }
+
+    /// Writes both copies anew when one is damaged or behind: else the next damage could take the other.
+    pub fn repair(&mut self) -> Result<(), FactsError> {
+        if self.degraded() { self.write(&self.records.clone()) } else { Ok(()) }
     }
 
     /// Adds a fact durably. Nothing is written when it is known already.
@@ -317,5 +322,7 @@ fn cut(why: &Why) -> Why {
     Why::new(why.reason, &why.detail[..end])
 }
 
+#[cfg(test)]
+mod frozen;
 #[cfg(test)]
 mod tests;

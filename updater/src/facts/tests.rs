@@ -198,6 +198,20 @@ fn either_copy_alone_is_enough_and_the_loss_of_both_is_flagged() {
 }
 
 #[test]
+fn a_damaged_copy_is_mended_so_that_the_next_damage_takes_nothing() {
+    for at in [0, 1] {
+        let medium = Medium::new();
+        medium.facts().add(&outcome(0, Verdict::Returned, release("1.1", 5)), 1).unwrap();
+        let known = medium.facts().known().clone();
+        medium.damage(at, 70);
+        medium.facts().repair().unwrap();
+        assert!(!medium.facts().degraded());
+        medium.damage(1 - at, 70);
+        assert_eq!(medium.facts().known(), &known, "copy {at}, then the other");
+    }
+}
+
+#[test]
 fn a_length_that_lies_is_refused_before_it_is_read() {
     let medium = Medium::new();
     medium.facts().add(&outcome(0, Verdict::Returned, release("1.1", 5)), 1).unwrap();

@@ -91,8 +91,16 @@ pub(super) fn rollback(
     policy: &Policy,
 ) -> (State, Action) {
     let refuse = |reason: Reason, detail: String| (state.clone(), Action::Refuse(Why::new(reason, detail)));
-    if matches!(state.phase, Phase::OnTrial { slot, .. } if slot == seen.running) {
-        return state.leave(Reason::EndedByOperator.into());
+    match state.phase {
+        Phase::OnTrial { slot, way_back: true, .. } if slot == seen.running => {
+            return state.leave(Reason::EndedByOperator.into());
+        }
+        Phase::OnTrial { slot, .. } if slot == seen.running => {
+            let detail =
+                format!("slot {slot} runs unconfirmed, and slot {} is not good to return to", slot.other());
+            return refuse(Reason::NoWayBack, detail);
+        }
+        _ => {}
     }
     if let Some(why) = unconfirmed(state, seen) {
         return (state.clone(), Action::Refuse(why));

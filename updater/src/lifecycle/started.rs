@@ -19,11 +19,11 @@ pub(super) fn decide(state: &State, seen: &Observation, policy: &Policy) -> (Sta
     }
 }
 
-/// The state, with what the durable facts know better: outcomes are numbered, and a recorded one is recorded.
+/// The state, with what the durable facts know better: outcomes are numbered, and one that they have is recorded. One that
+/// they lost is recorded again: with it goes a quarantine, or a hold.
 fn synchronised(state: &State, known: &Known) -> State {
-    let recorded = state.last.as_ref().is_some_and(|last| last.seq < known.next_seq);
     State {
-        unrecorded: state.unrecorded && !recorded,
+        unrecorded: state.last.as_ref().is_some_and(|last| last.seq >= known.next_seq),
         next_seq: state.next_seq.max(known.next_seq),
         ..state.clone()
     }

@@ -318,6 +318,23 @@ fn an_outcome_that_a_power_cut_kept_from_the_facts_is_recorded_at_the_next_start
 }
 
 #[test]
+fn an_outcome_that_the_facts_lost_is_recorded_again_so_that_a_failure_stays_known() {
+    let failed = Reason::HealthFailed.into();
+    let (judged, _) = step(&state(phases().remove(4).1), Event::HealthFailed(failed), &Policy::default());
+    let (judged, _) = step(&judged, Event::Recorded, &Policy::default());
+    let back = State { phase: Phase::Idle, ..judged };
+    let mut seen = seen(Slot::A, SlotBoot::Good, SlotBoot::Bad);
+    seen.known.next_seq = 1;
+    assert_eq!(start(&back, &seen).1, Action::Nothing, "it is among the facts");
+    // Both copies were unreadable: nothing is known any more.
+    seen.known = Known { lost: true, ..Known::default() };
+    let (again, action) = start(&back, &seen);
+    assert_eq!(action_in_words(&action), "Record returned, `health-failed`");
+    seen.known.learn(again.last.as_ref().unwrap());
+    assert!(seen.known.quarantine.contains_key(&release("1.1", 1).digest));
+}
+
+#[test]
 fn a_slot_that_cannot_be_left_is_not_restarted_for_ever() {
     let mut now = state(phases().remove(5).1);
     let mut reboots = 0;
@@ -382,6 +399,7 @@ fn an_inconclusive_trial_is_repeated_twice_with_a_back_off_that_a_wrong_clock_ca
         waits.push(not_before_unix_secs.unwrap() - seen.now.unix_secs);
         let (next, wait) = step(&next, Event::Recorded, &policy);
         assert!(matches!(wait, Action::Wait(Until::UnixSecs(_))));
+        seen.known.next_seq = next.next_seq;
         assert_eq!(start(&next, &seen).1, wait, "not yet");
         let mut at_1970 = seen.clone();
         at_1970.now.unix_secs = 0;

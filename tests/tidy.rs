@@ -194,6 +194,39 @@ fn every_page_of_the_book_is_in_its_contents() {
     );
 }
 
+#[test]
+fn every_test_that_the_documents_name_exists() {
+    let name = Regex::new(r"`([a-z_/]+\.rs)::([a-z0-9_]+)`").expect("regex");
+    let mut findings = Vec::new();
+    let mut named = 0;
+    for file in text_files().iter().filter(|f| f.path.starts_with("docs/") && f.path.ends_with(".md")) {
+        let mut rules = false;
+        for (n, line) in file.text.lines().enumerate() {
+            let tests: Vec<(String, String)> =
+                name.captures_iter(line).map(|c| (c[1].to_owned(), c[2].to_owned())).collect();
+            named += tests.len();
+            rules = line.starts_with('|') && (rules || line.ends_with("| proven by |"));
+            if rules && tests.is_empty() && !line.ends_with("| proven by |") && !line.starts_with("|--") {
+                findings.push(finding(&file.path, n + 1, "says what no test proves"));
+            }
+            let missing = tests.iter().filter(|(path, test)| !has_test(path, test));
+            findings.extend(
+                missing.map(|(path, test)| finding(&file.path, n + 1, &format!("{path} has no test {test}"))),
+            );
+        }
+    }
+    assert!(named > 40, "only {named} tests are named in the documents");
+    report(findings);
+}
+
+/// True when a file has a test of that name: a function, one of proptest's, or a scenario of the boot lab.
+fn has_test(path: &str, test: &str) -> bool {
+    let text = std::fs::read_to_string(root().join(path)).unwrap_or_default();
+    let attributes = r"#\[(tokio::)?test(\([^)]*\))?\]\s*(#\[[^\n]*\]\s*)*(async )?";
+    let function = Regex::new(&format!(r"{attributes}fn {test}\(")).expect("regex");
+    function.is_match(&text) || text.contains(&format!("row(\"{test}\""))
+}
+
 /// A file of the repository as text.
 struct TextFile {
     /// From the repository's root.

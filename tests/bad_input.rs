@@ -80,6 +80,9 @@ fn damaged_blobs_are_refused_and_the_running_slot_is_untouched() {
     let (ground, mut table) = (Ground::get(), Table::new("Damaged blobs"));
     let new = || Place::new(&ground);
     let (document, chunk) = (Reason::CorruptBlob, Reason::CorruptChunk);
+    let manifest = |draft: &Draft| Digest::of(&draft.manifest.to_json());
+    let place = new().spoils(manifest, |bytes| flip(bytes));
+    table.refused("one bit of the manifest is flipped", place, document, Nothing);
     table.refused(
         "one bit of the config is flipped",
         new().spoils(config, |bytes| flip(bytes)),

@@ -27,7 +27,7 @@ fn a_machine_without_room_is_found_out_before_anything_is_written() {
     table.refused("the state folder is full", place, Reason::StateFull, Changed::Nothing);
     let place = state_folder_with(&ground, "true", "2m");
     table.refused("the state folder has no room for boot files", place, Reason::StateFull, Changed::Nothing);
-    let place = state_folder_with(&ground, "mount -o remount,ro .", "2m");
+    let place = state_folder_with(&ground, "mount -o remount,bind,ro .", "2m");
     table.refused("the state folder is read-only", place, Reason::StateUnreadable, Changed::Nothing);
 
     let place = Place::new(&ground).offers_tag("1.3");

@@ -1,12 +1,14 @@
 //! A registry that is away, refuses, errs, or is not one.
 
 use std::net::TcpListener;
+use std::process::Command;
 use std::sync::Arc;
 
 use switchback::reason::Reason;
 use switchback_tests::certificates::Certificates;
 use switchback_tests::faults::{FaultServer, Reply, Request};
 use switchback_tests::lab::registry::Registry;
+use switchback_tests::lab::tools;
 use switchback_tests::upstream;
 
 use crate::ground::{Ground, Place};
@@ -51,6 +53,21 @@ fn but_for(
     }
 }
 
+/// A place that looks for a name which no name server can be asked for: its command has a network of its own, without any
+/// line.
+fn nowhere(ground: &Arc<Ground>) -> Place {
+    let mut place = Place::new(ground).looks_at("registry.invalid/os:1.3", "");
+    place.under = Some(Box::new(|command| {
+        let mut alone = Command::new(tools::program("unshare", "util-linux").unwrap());
+        if !nix::unistd::geteuid().is_root() {
+            alone.arg("--map-root-user");
+        }
+        alone.arg("--net").arg(command.get_program()).args(command.get_args());
+        alone
+    }));
+    place
+}
+
 #[test]
 fn a_registry_that_gives_no_release_changes_nothing() {
     use Changed::{IdleSlot, Nothing};
@@ -80,12 +97,7 @@ fn a_registry_that_gives_no_release_changes_nothing() {
     let unreachable = Reason::RegistryUnreachable;
     table.refused_at_once(vec![
         ("nobody listens there", Place::new(&ground).looks_at_host(&closed), unreachable, Nothing),
-        (
-            "its name is not found",
-            Place::new(&ground).looks_at("registry.invalid/os:1.3", ""),
-            unreachable,
-            Nothing,
-        ),
+        ("its name is not found", nowhere(&ground), unreachable, Nothing),
         ("no such tag (404)", no_such_tag, Reason::RegistryAbsent, Nothing),
         (
             "the chunks are missing (404)",

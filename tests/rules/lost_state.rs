@@ -74,6 +74,23 @@ fn state_lost_while_armed_or_on_trial_still_ends_with_a_verdict() {
 }
 
 #[test]
+fn state_lost_after_a_rollback_forgets_the_hold_and_starts_nothing_by_itself() {
+    let (scene, mut machine) = machine_with_1_0();
+    publish_with(&scene, "1.1", true, &[]);
+    ask(&machine, &["update", "--reboot"], 0);
+    machine.power_on().unwrap();
+    ask(&machine, &["rollback", "--reboot"], 0);
+    assert_eq!(machine.power_on().unwrap().slot, Slot::A);
+    ask(&machine, &["update"], 17);
+    lose_the_state(&machine);
+    let boot = machine.power_on().unwrap();
+    assert_eq!((boot.slot, boot.starts), (Slot::A, 1), "the machine stays where the operator went");
+    assert!(history(&machine).is_empty() && status(&machine)["held"].is_null());
+    // Nobody knows any more that it was left: the next order takes it, which was good here.
+    ask(&machine, &["update"], 0);
+}
+
+#[test]
 fn an_entry_at_zero_tries_counts_as_quarantined_when_the_state_is_lost() {
     let (scene, mut machine) = machine_with_1_0();
     let bad = publish_with(&scene, "1.1", false, &SECURITY);

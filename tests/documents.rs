@@ -36,6 +36,12 @@ fn what_get_started_says_to_type_works() {
 }
 
 #[test]
+fn what_the_recipes_say_to_type_works() {
+    tools::program("buildah", "buildah").expect("buildah");
+    run_blocks(&Page::read("docs/src/recipes.md"));
+}
+
+#[test]
 fn operate_shows_what_the_program_prints() {
     let page = Page::read(TRANSCRIPT);
     let blocks = page.blocks().into_iter().filter(|block| block.info == "console,tested");

@@ -8,7 +8,7 @@ use std::process::{Command, Stdio};
 use anyhow::{Result, ensure};
 use tempfile::TempDir;
 
-use crate::lab::tools;
+use crate::lab::{containers, tools};
 
 /// A reader at a desk of their own.
 pub struct Reader {
@@ -35,6 +35,7 @@ impl Reader {
         shell.current_dir(self.folder.path().join("work"));
         shell.env("PATH", std::env::join_paths(folders)?).env("HOME", self.folder.path().join("home"));
         shell.env("SWITCHBACK_PROGRESS", "none");
+        shell.envs(containers::environment(self.folder.path())?);
         // What the pages' first block sets: it builds, which was done before this test.
         shell.env("kernel", tools::fetched("kernel61")?).env("static", tools::device_binary()?);
         Ok(shell)

@@ -23,6 +23,8 @@ pub enum Phase {
     Boot,
     /// Reading all of it back.
     Prove,
+    /// The author's side: fetching a container's layers and putting them on top of each other.
+    Layers,
     /// The author's side: cutting a root into chunks and compressing them.
     Chunk,
     /// The author's side: copying a release.

@@ -7,6 +7,8 @@ use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
+#[cfg(feature = "author")]
+use crate::publish::container::Platform;
 use crate::registry::reference::Reference;
 
 /// Atomic A/B upgrades with a way back.
@@ -201,12 +203,14 @@ pub struct InitArgs {
 #[cfg(feature = "author")]
 #[derive(Debug, Subcommand)]
 pub enum ImageVerb {
-    /// Turn a root folder or partition image, and a kernel or UKI, into a release in an OCI layout folder
+    /// Turn a root folder, partition image or container image, and a kernel or UKI, into a release in an OCI layout folder
     #[command(
         after_help = "Examples:\n  switchback image build --root ./root --kernel vmlinuz --modules-dir lib/modules/6.1 \
                             --product example --name example-os --version 1.1 --output oci:./images:1.1\n  switchback \
                             image build --partition root=root.img --uki os.efi --product example --name example-os \
-                            --version 1.1 --output oci:./images:1.1"
+                            --version 1.1 --output oci:./images:1.1\n  switchback image build --from-container \
+                            registry.example.com/team/os-root:1.1 --init-binary ./switchback-static --product example \
+                            --output oci:./images"
     )]
     Build(Box<BuildArgs>),
     /// Copy a release between registries and OCI layout folders; what is there already is not sent
@@ -239,22 +243,38 @@ pub enum KeyKind {
 #[derive(Debug, Args)]
 pub struct BuildArgs {
     /// Root folder that becomes a reproducible EROFS image
-    #[arg(long, value_name = "FOLDER", conflicts_with = "partition", required_unless_present = "partition")]
+    #[arg(long, value_name = "FOLDER", conflicts_with = "partition",
+        required_unless_present_any = ["partition", "from_container"])]
     pub root: Option<PathBuf>,
+    /// Container image that becomes the root, with the kernel and modules in it: `host/repo:tag` or `oci:FOLDER[:tag]`
+    #[arg(long, value_name = "IMAGE", conflicts_with_all = ["root", "partition"])]
+    pub from_container: Option<Reference>,
+    /// Which image of a container image for several machines
+    #[arg(long, value_name = "OS/ARCH", default_value = "linux/amd64", requires = "from_container")]
+    pub platform: Platform,
+    /// The most bytes that the container image's layers may have together, packed or unpacked
+    #[arg(long, value_name = "SIZE", default_value = "16G", requires = "from_container")]
+    pub container_limit: ByteSize,
+    /// Which kernel of a container image that has several
+    #[arg(long, value_name = "VERSION", requires = "from_container", conflicts_with_all = ["kernel", "uki"])]
+    pub kernel_version: Option<String>,
+    /// Use the initial RAM file system in the container image; default: one with `switchback init` is packed
+    #[arg(long, requires = "from_container", conflicts_with_all = ["kernel", "uki", "initrd"])]
+    pub initrd_from_image: bool,
     /// A finished partition image, as `root=FILE`
     #[arg(long, value_name = "NAME=FILE")]
     pub partition: Option<String>,
     /// Unified kernel image; its command line must carry the root hash
-    #[arg(long, value_name = "FILE", conflicts_with = "kernel", required_unless_present = "kernel")]
+    #[arg(long, value_name = "FILE", conflicts_with = "kernel", required_unless_present_any = ["kernel", "from_container"])]
     pub uki: Option<PathBuf>,
     /// Kernel
     #[arg(long, value_name = "FILE")]
     pub kernel: Option<PathBuf>,
     /// Initial RAM file system; default: one with `switchback init` is packed
-    #[arg(long, value_name = "FILE", requires = "kernel")]
+    #[arg(long, value_name = "FILE", conflicts_with = "uki")]
     pub initrd: Option<PathBuf>,
     /// Device tree
-    #[arg(long, value_name = "FILE", requires = "kernel")]
+    #[arg(long, value_name = "FILE", conflicts_with = "uki")]
     pub devicetree: Option<PathBuf>,
     /// The static switchback binary packed as /init; default: this program when it is static
     #[arg(long, value_name = "FILE")]
@@ -268,15 +288,15 @@ pub struct BuildArgs {
     /// Words added to the kernel command line
     #[arg(long, default_value = "", allow_hyphen_values = true, conflicts_with = "uki")]
     pub cmdline: String,
-    /// Product the image is for; a machine takes only its own
-    #[arg(long)]
-    pub product: String,
-    /// Name of the operating system
-    #[arg(long)]
-    pub name: String,
-    /// Version
-    #[arg(long)]
-    pub version: String,
+    /// Product the image is for; a machine takes only its own [default: a container image's label io.switchback.product]
+    #[arg(long, required_unless_present = "from_container")]
+    pub product: Option<String>,
+    /// Name of the operating system [default: a container image's label org.opencontainers.image.title]
+    #[arg(long, required_unless_present = "from_container")]
+    pub name: Option<String>,
+    /// Version [default: a container image's label org.opencontainers.image.version]
+    #[arg(long, required_unless_present = "from_container")]
+    pub version: Option<String>,
     /// Number that rises when older releases must no longer be installed
     #[arg(long, default_value_t = 0)]
     pub security_version: u64,
@@ -298,6 +318,9 @@ pub struct BuildArgs {
     /// Where the release goes: `oci:FOLDER[:TAG]`; the tag defaults to the version
     #[arg(long, value_name = "oci:FOLDER")]
     pub output: Reference,
+    /// How the container image's registry is reached.
+    #[command(flatten)]
+    pub registry: RegistryArgs,
 }
 
 /// How a registry is reached.

@@ -9,6 +9,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use super::Output;
 use super::args::{BuildArgs, ImageVerb, InspectArgs, KeyKind, PushArgs, RegistryArgs, SignArgs};
+use super::container;
 use super::progress::Display;
 use super::render::bytes;
 use crate::digest::Digest;
@@ -18,6 +19,7 @@ use crate::host::durable::read_bounded;
 use crate::install::registry_reason;
 use crate::progress::{Phase, Progress as _};
 use crate::publish::build::{BootSource, BuildRequest, BuildStep, InitrdSource, RootSource, build};
+use crate::publish::container::Container;
 use crate::publish::initramfs::InitramfsRequest;
 use crate::publish::inspect::{Inspection, inspect};
 use crate::publish::push::{PushError, PushEvent, PushOptions, push_release};
@@ -51,16 +53,28 @@ async fn run_build(args: &BuildArgs, progress: &Display) -> Result<Output, Failu
             "--output takes a folder, `oci:FOLDER[:TAG]`; send it on with `switchback image push`".into(),
         ));
     };
+    let container = match &args.from_container {
+        Some(reference) => Some(container::fetch(args, reference, folder, progress).await?),
+        None => None,
+    };
+    let image = container.as_ref().map(|unpacked| &unpacked.image);
+    let (product, name, version) = container::words(args, image)?;
+    let (boot, kernel) = match image {
+        Some(image) if args.kernel.is_none() && args.uki.is_none() => {
+            container::boot(args, image).map(|(boot, kernel)| (boot, Some(kernel)))?
+        }
+        _ => (boot(args)?, None),
+    };
     let request = BuildRequest {
-        product: args.product.clone(),
-        name: args.name.clone(),
-        version: args.version.clone(),
+        product,
+        name: name.clone(),
+        version: version.clone(),
         security_version: args.security_version,
         compatible: args.compatible.clone(),
         ram_bytes: args.ram.0,
-        root: root(args)?,
+        root: image.map_or_else(|| root(args), |image| Ok(RootSource::Folder(image.root.clone())))?,
         foreign: args.foreign,
-        boot: boot(args)?,
+        boot,
         verity_salt: args
             .verity_salt
             .as_deref()
@@ -87,19 +101,29 @@ async fn run_build(args: &BuildArgs, progress: &Display) -> Result<Output, Failu
     };
     shown.end(progress);
     let text = format!(
-        "{} {} is built: {} of root, {} stored, root hash {}\n{}\n",
-        args.name,
-        args.version,
+        "{name} {version} is built{}: {} of root, {} stored, root hash {}\n{}\n",
+        image.map(|image| from(args, image, kernel.as_deref())).unwrap_or_default(),
         bytes(built.root_bytes),
         bytes(built.stored_bytes),
         built.roothash,
         built.digest
     );
-    let json = serde_json::json!({
+    let mut json = serde_json::json!({
         "answer": "built", "digest": built.digest, "layout": built.layout, "tag": built.tag, "roothash": built.roothash,
         "root_bytes": built.root_bytes, "stored_bytes": built.stored_bytes, "cmdline": built.cmdline,
     });
+    if let Some(image) = image {
+        json["container"] =
+            serde_json::json!({ "digest": image.digest, "layers": image.layers, "kernel": kernel });
+    }
     Ok(done(text, json))
+}
+
+/// Which container image it was, as a part of the sentence.
+fn from(args: &BuildArgs, image: &Container, kernel: Option<&str>) -> String {
+    let named = args.from_container.as_ref().map(Reference::to_string).unwrap_or_default();
+    let kernel = kernel.map(|version| format!(", kernel {version}")).unwrap_or_default();
+    format!(" from {named} ({} layers{kernel})", image.layers)
 }
 
 /// The chunking of a large root is the only step that takes long enough for a bar.
@@ -139,7 +163,9 @@ fn root(args: &BuildArgs) -> Result<RootSource, Failure> {
             Some(("root", file)) => Ok(RootSource::Partition(PathBuf::from(file))),
             _ => Err(refused(format!("--partition takes `root=FILE`, not `{partition}`"))),
         },
-        (None, None) => Err(refused("a release needs --root FOLDER or --partition root=FILE".into())),
+        (None, None) => Err(refused(
+            "a release needs --root FOLDER, --partition root=FILE or --from-container IMAGE".into(),
+        )),
     }
 }
 
@@ -153,6 +179,7 @@ fn boot(args: &BuildArgs) -> Result<BootSource, Failure> {
                 None => InitrdSource::Packed(InitramfsRequest {
                     init_binary: args.init_binary.clone(),
                     modules_dir: args.modules_dir.clone(),
+                    modules_root: None,
                     extra_modules: args.modules.clone(),
                 }),
             },
@@ -300,7 +327,7 @@ async fn found(reference: &Reference, args: &RegistryArgs) -> Result<(Box<dyn Re
     Ok((registry, digest))
 }
 
-fn access(args: &RegistryArgs) -> RegistryAccess {
+pub(super) fn access(args: &RegistryArgs) -> RegistryAccess {
     RegistryAccess {
         plain_http: args.plain_http.clone(),
         ca_file: args.ca_file.clone(),
@@ -309,7 +336,7 @@ fn access(args: &RegistryArgs) -> RegistryAccess {
     }
 }
 
-fn refused(detail: String) -> Failure {
+pub(super) fn refused(detail: String) -> Failure {
     Failure::refused(Why::new(Reason::NotSupported, detail))
 }
 

@@ -5,6 +5,8 @@
 
 mod args;
 #[cfg(feature = "author")]
+mod container;
+#[cfg(feature = "author")]
 mod image;
 mod progress;
 mod provision;

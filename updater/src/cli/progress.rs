@@ -81,6 +81,7 @@ fn title(phase: Phase) -> &'static str {
         Phase::Write => "writing the slot",
         Phase::Boot => "boot files",
         Phase::Prove => "reading it back",
+        Phase::Layers => "container layers",
         Phase::Chunk => "cutting and compressing",
         Phase::Push => "copying",
     }

@@ -294,7 +294,7 @@ fn check_words(request: &BuildRequest) -> Result<(), BuildError> {
 }
 
 /// Beside the output, where there is room for a release: `/tmp` may be memory.
-fn work_folder(output: &Path) -> Result<tempfile::TempDir, FileError> {
+pub(crate) fn work_folder(output: &Path) -> Result<tempfile::TempDir, FileError> {
     std::fs::create_dir_all(output).map_err(FileError::of("making", output))?;
     tempfile::Builder::new()
         .prefix(".build-")

@@ -50,6 +50,7 @@ impl Inputs {
                 initrd: InitrdSource::Packed(InitramfsRequest {
                     init_binary: Some(self.path("init")),
                     modules_dir: Some(self.path("lib/modules/6.1.0-test")),
+                    modules_root: None,
                     extra_modules: vec![],
                 }),
                 devicetree: Some(self.path("board.dtb")),

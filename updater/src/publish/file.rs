@@ -6,6 +6,7 @@ use std::fs::File;
 use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 
+use rustix::fs::{Mode, OFlags, ResolveFlags};
 use sha2::{Digest as _, Sha256};
 
 /// A file that could not be used.
@@ -27,11 +28,28 @@ impl FileError {
     }
 }
 
+/// Opens a file of a root as the booted root would see it: a symbolic link in it, absolute or climbing, must not lead to
+/// the build machine's own files.
+pub fn open_inside(root: &Path, path: &Path) -> io::Result<File> {
+    let folder = File::open(root)?;
+    let flags = OFlags::RDONLY | OFlags::CLOEXEC;
+    Ok(rustix::fs::openat2(&folder, path, flags, Mode::empty(), ResolveFlags::IN_ROOT)?.into())
+}
+
 /// The whole file, refused when it is longer than `bytes_max`.
 pub fn read(path: &Path, bytes_max: u64) -> Result<Vec<u8>, FileError> {
+    read_inside(None, path, bytes_max)
+}
+
+/// The same for a file below `root`, when there is one, with links followed inside it alone.
+pub fn read_inside(root: Option<&Path>, path: &Path, bytes_max: u64) -> Result<Vec<u8>, FileError> {
+    let open = || match root {
+        Some(root) => open_inside(root, path.strip_prefix(root).map_err(io::Error::other)?),
+        None => File::open(path),
+    };
     let read = || {
         let mut bytes = Vec::new();
-        File::open(path)?.take(bytes_max + 1).read_to_end(&mut bytes)?;
+        open()?.take(bytes_max + 1).read_to_end(&mut bytes)?;
         if bytes.len() as u64 > bytes_max {
             return Err(io::Error::new(
                 io::ErrorKind::FileTooLarge,

@@ -31,6 +31,8 @@ pub struct InitramfsRequest {
     pub init_binary: Option<PathBuf>,
     /// `…/lib/modules/<kernel release>` of the kernel that it is for; `None` for a kernel with everything built in.
     pub modules_dir: Option<PathBuf>,
+    /// The root that they come from, when links among them must not lead out of it.
+    pub modules_root: Option<PathBuf>,
     /// Modules beside the default set, loaded after it: `NAME [PARAMETERS]`, or `-NAME …` when the kernel may refuse it.
     pub extra_modules: Vec<String>,
 }
@@ -84,7 +86,7 @@ pub enum InitramfsError {
 pub fn pack(request: &InitramfsRequest) -> Result<Initramfs, InitramfsError> {
     let init = read_init(request.init_binary.as_deref())?;
     let modules = match &request.modules_dir {
-        Some(dir) => modules::select(dir, &request.extra_modules)?,
+        Some(dir) => modules::select(dir, request.modules_root.as_deref(), &request.extra_modules)?,
         None if request.extra_modules.is_empty() => Selection::default(),
         None => return Err(InitramfsError::NoModulesDir { names: request.extra_modules.join(", ") }),
     };
@@ -215,6 +217,7 @@ pub(super) mod tests {
         InitramfsRequest {
             init_binary: Some(init),
             modules_dir: Some(small_kernel(root)),
+            modules_root: None,
             extra_modules: vec!["my-driver depth=3".into()],
         }
     }

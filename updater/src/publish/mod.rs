@@ -4,6 +4,7 @@
 
 pub mod build;
 pub mod chunker;
+pub mod container;
 pub mod file;
 pub mod initramfs;
 pub mod inspect;

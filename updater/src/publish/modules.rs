@@ -121,8 +121,10 @@ pub struct Selection {
 ///
 /// An entry of `extra` is `NAME [PARAMETERS]`, or `-NAME [PARAMETERS]` where the kernel may refuse the module; the name must
 /// exist. A name of the default set keeps that set's word on refusal.
-pub fn select(dir: &Path, extra: &[String]) -> Result<Selection, ModulesError> {
-    let index = Index::read(dir)?;
+///
+/// `root`, when there is one, is the only place that a link among the modules may lead to.
+pub fn select(dir: &Path, root: Option<&Path>, extra: &[String]) -> Result<Selection, ModulesError> {
+    let index = Index::read(dir, root)?;
     let mut order = Order { index: &index, required: BTreeMap::new(), paths: Vec::new() };
     let mut parameters = BTreeMap::new();
     let mut selection = Selection::default();
@@ -150,7 +152,7 @@ pub fn select(dir: &Path, extra: &[String]) -> Result<Selection, ModulesError> {
             path: format!("lib/modules/{}/{}", index.release, uncompressed_name(path)),
             parameters: parameters.get(path).copied().unwrap_or_default().to_owned(),
             required: order.required[path],
-            bytes: unpack(&dir.join(path))?,
+            bytes: unpack(root, &dir.join(path))?,
         });
     }
     Ok(selection)
@@ -189,9 +191,9 @@ struct Index {
 }
 
 impl Index {
-    fn read(dir: &Path) -> Result<Index, ModulesError> {
+    fn read(dir: &Path, root: Option<&Path>) -> Result<Index, ModulesError> {
         let release = release_of(dir)?;
-        let depends = match file::read(&dir.join("modules.dep"), LIST_BYTES_MAX) {
+        let depends = match file::read_inside(root, &dir.join("modules.dep"), LIST_BYTES_MAX) {
             Ok(bytes) => parse_depends(dir, &String::from_utf8_lossy(&bytes))?,
             Err(error) if error.source.kind() == io::ErrorKind::NotFound => {
                 return Err(no_index(dir, release));
@@ -199,7 +201,7 @@ impl Index {
             Err(error) => return Err(error.into()),
         };
         let by_name = depends.keys().map(|path| (canonical(path), path.clone())).collect();
-        let built_in = match file::read(&dir.join("modules.builtin"), LIST_BYTES_MAX) {
+        let built_in = match file::read_inside(root, &dir.join("modules.builtin"), LIST_BYTES_MAX) {
             Ok(bytes) => String::from_utf8_lossy(&bytes).lines().map(canonical).collect(),
             Err(error) if error.source.kind() == io::ErrorKind::NotFound => BTreeSet::new(),
             Err(error) => return Err(error.into()),
@@ -286,8 +288,8 @@ fn uncompressed_name(path: &str) -> &str {
     path.find(".ko").map_or(path, |at| &path[..at + ".ko".len()])
 }
 
-fn unpack(path: &Path) -> Result<Vec<u8>, ModulesError> {
-    let packed = file::read(path, MODULE_BYTES_MAX)?;
+fn unpack(root: Option<&Path>, path: &Path) -> Result<Vec<u8>, ModulesError> {
+    let packed = file::read_inside(root, path, MODULE_BYTES_MAX)?;
     let unpacked = match path.extension().and_then(|e| e.to_str()) {
         Some("ko") => Ok(packed),
         Some("xz") => read_capped(lzma_rust2::XzReader::new_mem_limit(&packed[..], true, XZ_MEMORY_KIB_MAX)),
@@ -357,6 +359,7 @@ pub(super) mod tests {
         let root = tempfile::tempdir().unwrap();
         let selection = select(
             &small_kernel(root.path()),
+            None,
             &["my_driver depth=3  mode=1".into(), "ext4".into(), "efivarfs".into(), "-other".into()],
         )
         .unwrap();
@@ -386,6 +389,28 @@ pub(super) mod tests {
     }
 
     #[test]
+    fn a_link_among_the_modules_of_an_image_is_followed_inside_the_image_alone() {
+        let machine = tempfile::tempdir().unwrap();
+        std::fs::write(machine.path().join("secret"), "of the build machine").unwrap();
+        let root = tempfile::tempdir_in(machine.path()).unwrap();
+        let dir = small_kernel(root.path());
+        std::fs::create_dir(root.path().join("extra")).unwrap();
+        std::fs::write(root.path().join("extra/vfat.ko"), "a newer vfat").unwrap();
+        let link = |target: &str| {
+            std::fs::remove_file(dir.join("kernel/vfat.ko")).unwrap();
+            std::os::unix::fs::symlink(target, dir.join("kernel/vfat.ko")).unwrap();
+            select(&dir, Some(root.path()), &[])
+        };
+        let selection = link("/extra/vfat.ko").unwrap();
+        assert!(selection.modules.iter().any(|module| module.bytes == b"a newer vfat"));
+        let absolute = machine.path().join("secret").display().to_string();
+        for outside in [absolute.as_str(), "../../../../../secret"] {
+            let error = link(outside).unwrap_err().to_string();
+            assert!(error.contains("vfat.ko"), "{outside}: {error}");
+        }
+    }
+
+    #[test]
     fn what_cannot_be_packed_is_refused_for_a_reason_that_names_the_cure() {
         type Break = fn(&Path);
         let table: [(&str, Break, &str, &str); 5] = [
@@ -404,7 +429,7 @@ pub(super) mod tests {
             let root = tempfile::tempdir().unwrap();
             let dir = small_kernel(root.path());
             break_it(&dir);
-            let error = select(&dir, &[name.into()]).unwrap_err().to_string();
+            let error = select(&dir, None, &[name.into()]).unwrap_err().to_string();
             assert!(error.contains(expected), "{why}: {error}");
         }
     }

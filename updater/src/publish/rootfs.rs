@@ -10,7 +10,6 @@ use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
-use rustix::fs::{Mode, OFlags, ResolveFlags};
 use serde::Deserialize;
 use sha2::{Digest as _, Sha256};
 use uuid::Uuid;
@@ -149,19 +148,11 @@ struct ContractFile {
     contract: u64,
 }
 
-/// Reads a small text file as the booted root would see it: an absolute symbolic link inside the folder must not lead
-/// to the build machine's own files.
+/// Reads a small text file as the booted root would see it.
 fn read_inside(folder: &Path, path: &str) -> io::Result<String> {
-    let root = File::open(folder)?;
-    let fd = rustix::fs::openat2(
-        &root,
-        path,
-        OFlags::RDONLY | OFlags::CLOEXEC,
-        Mode::empty(),
-        ResolveFlags::IN_ROOT,
-    )?;
     let mut text = String::new();
-    File::from(fd).take(CONTRACT_BYTES_MAX).read_to_string(&mut text)?;
+    let file = file::open_inside(folder, Path::new(path))?;
+    file.take(CONTRACT_BYTES_MAX).read_to_string(&mut text)?;
     Ok(text)
 }
 

@@ -54,6 +54,14 @@ impl LayoutDir {
         Ok(self.index()?.entries().filter_map(|entry| tag_of(entry).map(str::to_owned)).collect())
     }
 
+    /// The one image of a folder that holds one; none when it holds several, or none.
+    #[cfg(feature = "author")]
+    pub fn only(&self) -> Result<Option<Digest>, RegistryError> {
+        let index = self.index()?;
+        let mut entries = index.entries();
+        Ok(entries.next().and_then(digest_of).filter(|_| entries.next().is_none()))
+    }
+
     fn what(&self, name: impl std::fmt::Display) -> String {
         format!("{}@{name}", self.place())
     }

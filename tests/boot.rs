@@ -15,6 +15,8 @@ mod good;
 mod kills;
 #[path = "boot/power.rs"]
 mod power;
+#[path = "boot/recipes.rs"]
+mod recipes;
 #[path = "boot/returns.rs"]
 mod returns;
 #[path = "boot/scene.rs"]
@@ -64,6 +66,7 @@ const SCENARIOS: &[Scenario] = &[
     row("broken_root_comes_back", false, damaged::root_broken),
     row("release_without_network_comes_back", false, returns::offline),
     row("missing_kernel_comes_back", false, damaged::kernel_missing),
+    row("container_recipe_boots", false, recipes::container),
     row("good_update_is_confirmed", true, good::update),
     row("killed_while_checking", false, kills::checking),
     row("killed_while_writing", true, kills::writing),

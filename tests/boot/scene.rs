@@ -79,6 +79,21 @@ impl<'a> Scene<'a> {
         self.lab.publish(recipe, &self.name)
     }
 
+    /// Publishes a release that was made otherwise; returns its digest.
+    pub fn publish_layout(&self, layout: &Path, version: &str) -> Result<String> {
+        self.lab.publish_layout(layout, version, &self.name)
+    }
+
+    /// The lab that the scene is in.
+    pub fn lab(&self) -> &'a Lab {
+        self.lab
+    }
+
+    /// The scene's own folder.
+    pub fn folder(&self) -> &Path {
+        &self.folder
+    }
+
     /// The machine, which is on.
     pub fn vm(&self) -> Result<&Vm> {
         self.vm.as_ref().context("the machine is off")

@@ -74,23 +74,17 @@ impl Lab {
     /// Pushes the release to the repository `name`, tagged `stable` and with its version, and signs it with cosign.
     /// Returns its digest.
     pub fn publish(&self, recipe: &Recipe, name: &str) -> Result<String> {
-        let layout = self.release(recipe)?;
+        self.publish_layout(&self.release(recipe)?, recipe.version, name)
+    }
+
+    /// The same for a release that was made otherwise, in an OCI layout folder under its version.
+    pub fn publish_layout(&self, layout: &Path, version: &str, name: &str) -> Result<String> {
         let repository = format!("{}/{name}", self.registry.host());
-        let from = format!("oci:{}:{}", layout.display(), recipe.version);
+        let from = format!("oci:{}:{version}", layout.display());
         let mut push = Command::new(tools::switchback()?);
-        push.args([
-            "--json",
-            "image",
-            "push",
-            &from,
-            &repository,
-            "--tag",
-            recipe.version,
-            "--tag",
-            "stable",
-        ]);
+        push.args(["--json", "image", "push", &from, &repository, "--tag", version, "--tag", "stable"]);
         tools::run(push.args(["--plain-http", &self.registry.host()]))?;
-        let digest = layout_digest(&layout, recipe.version)?;
+        let digest = layout_digest(layout, version)?;
         let key = self.folder.path().join("cosign.key");
         let mut sign = self.cosign()?;
         sign.args(["sign", "--yes", "--tlog-upload=false", "--allow-http-registry", "--key"]).arg(key);

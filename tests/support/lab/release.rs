@@ -151,7 +151,8 @@ fn build_command(root: &Path, recipe: &Recipe) -> Result<Command> {
     Ok(command)
 }
 
-fn write_root(root: &Path, recipe: &Recipe, key: &Path) -> Result<()> {
+/// Writes the root that such a release has.
+pub fn write_root(root: &Path, recipe: &Recipe, key: &Path) -> Result<()> {
     for folder in [
         "bin",
         "dev",

@@ -37,7 +37,9 @@ fn what_get_started_says_to_type_works() {
 
 #[test]
 fn what_the_recipes_say_to_type_works() {
-    tools::program("buildah", "buildah").expect("buildah");
+    for program in ["buildah", "mmdebstrap", "fakeroot"] {
+        tools::program(program, program).expect(program);
+    }
     run_blocks(&Page::read("docs/src/recipes.md"));
 }
 

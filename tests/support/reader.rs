@@ -38,6 +38,7 @@ impl Reader {
         shell.envs(containers::environment(self.folder.path())?);
         // What the pages' first block sets: it builds, which was done before this test.
         shell.env("kernel", tools::fetched("kernel61")?).env("static", tools::device_binary()?);
+        shell.env("units", tools::repository().join("updater/units")).env("mirror", tools::mirror()?);
         Ok(shell)
     }
 

@@ -44,6 +44,16 @@ pub fn fetched(name: &str) -> Result<PathBuf> {
     Ok(PathBuf::from(run(fetch.arg(name))?.trim_end()))
 }
 
+/// The Debian mirror that this machine's own apt uses: no page and no test names one.
+pub fn mirror() -> Result<String> {
+    let mut targets = Command::new(program("apt-get", "apt")?);
+    targets.args(["indextargets", "--no-release-info", "--format", "$(REPO_URI)", "Created-By: Packages"]);
+    let uris = run(&mut targets)?;
+    let mut uris = uris.lines().map(|uri| uri.trim_end_matches('/'));
+    let found = uris.find(|uri| uri.ends_with("/debian"));
+    Ok(found.context("no Debian archive is among this machine's apt sources")?.to_owned())
+}
+
 /// The command line with the author's verbs, built beside the tests.
 pub fn switchback() -> Result<PathBuf> {
     let beside = || {

@@ -3,7 +3,7 @@
 //! Not here: refusals of releases (`tests/trust_attacks.rs`). Rule: an attack is told by its own refusal, and by what lies
 //! outside the working folder afterwards.
 
-use serde_json::json;
+use serde_json::{Value, json};
 use tar::EntryType;
 
 use super::tests::*;
@@ -186,4 +186,100 @@ fn other_bytes_than_promised_are_refused_before_they_count() {
     append(&mut lonely, &Item { bytes: record("path", b"x"), ..item(EntryType::XHeader, "pax") });
     let digest = Digest::of(&lonely);
     assert!(stage.refusal(&[(lonely, OCI_LAYER.into(), digest)]).contains("it cannot be unpacked"));
+}
+
+#[test]
+fn what_is_no_container_image_is_named() {
+    let stage = Stage::new();
+    let config = |value: Value| stage.push(OCI_CONFIG, value.to_string().as_bytes());
+    let good = || {
+        config(
+            json!({ "architecture": "amd64", "os": "linux", "rootfs": { "type": "layers", "diff_ids": [] } }),
+        )
+    };
+    let layer = |kind: &str| json!({ "mediaType": kind, "digest": Digest::of(b"x"), "size": 1 });
+    let release = json!({ "mediaType": "application/vnd.switchback.os.config.v1+json", "digest": Digest::of(b"x"), "size": 1 });
+    let one = || {
+        config(
+            json!({ "architecture": "amd64", "os": "linux", "rootfs": { "type": "layers", "diff_ids": [Digest::of(b"x")] } }),
+        )
+    };
+    let table = [
+        (
+            json!({ "schemaVersion": 2, "config": good(), "layers": [layer(OCI_LAYER)] }),
+            "has 1 layers, its config 0",
+        ),
+        (
+            json!({ "schemaVersion": 2, "config": one(), "layers": [layer("text/plain")] }),
+            "`text/plain` is not read",
+        ),
+        (
+            json!({ "schemaVersion": 2, "config": one(), "layers": [layer(&format!("{OCI_LAYER}+encrypted"))] }),
+            "+encrypted",
+        ),
+        (json!({ "schemaVersion": 2, "config": release, "layers": [] }), "a release already"),
+        (json!({ "schemaVersion": 1, "fsLayers": [] }), "an image manifest was expected"),
+        (json!({ "schemaVersion": 2, "manifests": [] }), "is not for linux/amd64"),
+        (
+            json!({ "schemaVersion": 2, "config": config(json!({ "architecture": "amd64", "os": "windows", "rootfs": { "type": "layers", "diff_ids": [] } })), "layers": [] }),
+            "windows/amd64",
+        ),
+    ];
+    for (value, expected) in table {
+        let digest = stage.manifest("odd", &value);
+        let error = chain(&stage.unpack(digest).unwrap_err());
+        assert!(error.contains(expected), "{value}: {error}");
+    }
+}
+
+proptest::proptest! {
+    #![proptest_config(proptest::prelude::ProptestConfig::with_cases(1000))]
+    #[test]
+    fn a_damaged_archive_is_refused_or_becomes_some_root_but_never_leaves_it(
+        damage in proptest::collection::vec((0usize..8192, proptest::num::u8::ANY), 1..6),
+    ) {
+        let mut bytes = archive(&[
+            folder("d", 0o755),
+            link(EntryType::Symlink, "s", "../outside"),
+            Item { pax: vec![("path".into(), b"s/long".to_vec())], ..file("short", b"bytes") },
+            link(EntryType::Link, "h", "s/long"),
+            file("d/.wh.long", ""),
+        ]);
+        for (at, value) in damage {
+            let at = at % bytes.len();
+            bytes[at] = value;
+            mend_checksum(&mut bytes, at);
+        }
+        let dir = tempfile::tempdir().unwrap();
+        let at = |name: &str| dir.path().join(name);
+        for name in ["contents", "outside", "root"] {
+            fs::create_dir(at(name)).unwrap();
+        }
+        fs::write(at("layer"), &bytes).unwrap();
+        let mut contents = Contents { folder: at("contents"), count: 0 };
+        let (mut tree, mut budget) = (Tree::new(), Budget { limit: 1 << 20, left: 1 << 20 });
+        let applied = layer::apply(
+            (&at("layer"), layer::Packing::Plain),
+            &Digest::of(&bytes),
+            &mut budget,
+            (&mut tree, &mut contents),
+            &crate::progress::Silent,
+        );
+        if applied.is_ok() {
+            let _ = write::write(&tree, &contents, &at("root"));
+        }
+        proptest::prop_assert_eq!(fs::read_dir(at("outside")).unwrap().count(), 0);
+        proptest::prop_assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 4);
+        let kept: u64 = walkdir::WalkDir::new(at("contents")).into_iter().map(|e| e.unwrap().metadata().unwrap().len()).sum();
+        proptest::prop_assert!(kept < (2 << 20), "{} bytes were kept", kept);
+    }
+}
+
+/// A header whose checksum is wrong is refused at once; this lets the damage behind it be looked at.
+fn mend_checksum(bytes: &mut [u8], at: usize) {
+    let start = at / 512 * 512;
+    let mut header = tar::Header::new_ustar();
+    header.as_mut_bytes().copy_from_slice(&bytes[start..start + 512]);
+    header.set_cksum();
+    bytes[start + 148..start + 156].copy_from_slice(&header.as_bytes()[148..156]);
 }

@@ -152,7 +152,7 @@ pub enum ContainerError {
     #[error(transparent)]
     File(#[from] FileError),
     /// The person asked to stop.
-    #[error("while unpacking the container image: stopped, as asked")]
+    #[error("while unpacking the container image: stopped, as asked; the next try begins from the start")]
     Interrupted,
 }
 

@@ -367,50 +367,6 @@ fn every_packing_by_either_name_and_the_right_image_of_an_index_give_the_same_ro
 }
 
 #[test]
-fn what_is_no_container_image_is_named() {
-    let stage = Stage::new();
-    let config = |value: Value| stage.push(OCI_CONFIG, value.to_string().as_bytes());
-    let good = || {
-        config(
-            json!({ "architecture": "amd64", "os": "linux", "rootfs": { "type": "layers", "diff_ids": [] } }),
-        )
-    };
-    let layer = |kind: &str| json!({ "mediaType": kind, "digest": Digest::of(b"x"), "size": 1 });
-    let release = json!({ "mediaType": "application/vnd.switchback.os.config.v1+json", "digest": Digest::of(b"x"), "size": 1 });
-    let one = || {
-        config(
-            json!({ "architecture": "amd64", "os": "linux", "rootfs": { "type": "layers", "diff_ids": [Digest::of(b"x")] } }),
-        )
-    };
-    let table = [
-        (
-            json!({ "schemaVersion": 2, "config": good(), "layers": [layer(OCI_LAYER)] }),
-            "has 1 layers, its config 0",
-        ),
-        (
-            json!({ "schemaVersion": 2, "config": one(), "layers": [layer("text/plain")] }),
-            "`text/plain` is not read",
-        ),
-        (
-            json!({ "schemaVersion": 2, "config": one(), "layers": [layer(&format!("{OCI_LAYER}+encrypted"))] }),
-            "+encrypted",
-        ),
-        (json!({ "schemaVersion": 2, "config": release, "layers": [] }), "a release already"),
-        (json!({ "schemaVersion": 1, "fsLayers": [] }), "an image manifest was expected"),
-        (json!({ "schemaVersion": 2, "manifests": [] }), "is not for linux/amd64"),
-        (
-            json!({ "schemaVersion": 2, "config": config(json!({ "architecture": "amd64", "os": "windows", "rootfs": { "type": "layers", "diff_ids": [] } })), "layers": [] }),
-            "windows/amd64",
-        ),
-    ];
-    for (value, expected) in table {
-        let digest = stage.manifest("odd", &value);
-        let error = chain(&stage.unpack(digest).unwrap_err());
-        assert!(error.contains(expected), "{value}: {error}");
-    }
-}
-
-#[test]
 fn kernels_are_found_by_either_custom_and_several_are_listed() {
     let stage = Stage::new();
     let bootc = |version: &str| {
@@ -579,4 +535,43 @@ fn the_same_image_gives_the_same_release_and_a_folder_with_the_same_files_the_sa
     }
     let roothash = crate::publish::build::roothash(&RootSource::Folder(root.clone()), false, None).unwrap();
     assert_eq!(roothash, first.roothash);
+}
+
+/// Asks to stop once so many bytes are done.
+struct Impatient {
+    after: u64,
+    done: std::sync::atomic::AtomicU64,
+}
+
+impl Progress for Impatient {
+    fn begin(&self, _: Phase, _: u64) {}
+    fn advance(&self, bytes: u64) {
+        self.done.fetch_add(bytes, std::sync::atomic::Ordering::Relaxed);
+    }
+    fn end(&self) {}
+    fn say(&self, _: &str) {}
+    fn stopped(&self) -> bool {
+        self.done.load(std::sync::atomic::Ordering::Relaxed) >= self.after
+    }
+}
+
+#[test]
+fn a_wish_to_stop_is_heard_in_the_middle_of_a_layer() {
+    let stage = Stage::new();
+    let layer = plain(&[file("large", vec![1; 8 << 20])]);
+    let bytes = layer.0.len() as u64;
+    let digest = stage.image(&[layer]);
+    let work = stage.dir.path().join("work");
+    let request = ContainerRequest { digest, platform: "linux/amd64".parse().unwrap(), bytes_max: LIMIT };
+    // After the fetch, in the middle of the second reading.
+    for (after, heard) in [(bytes + bytes / 2, true), (3 * bytes, false)] {
+        let progress = Impatient { after, done: 0.into() };
+        std::fs::create_dir(&work).unwrap();
+        let unpacked = stage.runtime.block_on(unpack(&stage.layout, &request, &work, &progress));
+        assert_eq!(matches!(unpacked, Err(ContainerError::Interrupted)), heard);
+        assert_eq!(unpacked.is_ok(), !heard);
+        let done = progress.done.into_inner();
+        assert_eq!(done, if heard { done.min(2 * bytes - 1) } else { 2 * bytes });
+        std::fs::remove_dir_all(&work).unwrap();
+    }
 }

@@ -179,3 +179,46 @@ fn without_root_owners_are_refused_rather_than_lost_and_fakeroot_keeps_them() {
         assert_eq!(built["digest"], by_root["digest"]);
     }
 }
+
+#[test]
+fn what_is_typed_wins_and_what_is_missing_is_named() {
+    let kitchen = Kitchen::new();
+    let bare = kitchen.path("context/bare");
+    fs::write(&bare, "FROM scratch\nCOPY busybox /bin/busybox\n").unwrap();
+    let context = kitchen.path("context");
+    kitchen.buildah(&["bud", "--file", bare.to_str().unwrap(), "--tag", "bare", context.to_str().unwrap()]);
+    let image = format!("oci:{}:1", kitchen.path("bare").display());
+    kitchen.buildah(&["push", "bare", &image]);
+    let run = |words: &[&str]| {
+        let mut command = Command::new(tools::switchback().unwrap());
+        build_words(&mut command, &kitchen.path("release"), words);
+        let output = command.output().unwrap();
+        (output.status.code().unwrap(), serde_json::from_slice::<Value>(&output.stdout).unwrap())
+    };
+    let names = ["--product", "p", "--name", "n", "--version", "1"];
+    let kernel = kitchen.path("context/busybox");
+    let kernel = ["--kernel", kernel.to_str().unwrap()];
+    let from = ["--from-container", &image];
+    let absent = format!("oci:{}:2", kitchen.path("bare").display());
+    for (words, code, expected) in [
+        (from.to_vec(), 74, "no label `io.switchback.product`, so give --product"),
+        ([&from[..], &names].concat(), 74, "it has neither /usr/lib/modules/VERSION/vmlinuz nor"),
+        (
+            [&from[..], &names, &kernel].concat(),
+            74,
+            "while checking the container image: it has no /usr/lib/switchback/contract",
+        ),
+        (vec!["--from-container", &absent], 31, "it is not there"),
+        ([&from[..], &["--platform", "linux/s390x"]].concat(), 74, "found: linux/amd64"),
+        ([&from[..], &["--container-limit", "1K"]].concat(), 74, "1024 are allowed"),
+    ] {
+        let (found, said) = run(&words);
+        let detail = said["detail"].as_str().unwrap();
+        assert!(found == code && detail.contains(expected), "{words:?}: {found} {said:#}");
+    }
+    let (code, built) = run(&[&from[..], &names, &kernel, &["--foreign"]].concat());
+    assert_eq!((code, &built["container"]["kernel"]), (0, &Value::Null), "{built:#}");
+    let (code, built) =
+        run(&["--from-container", &kitchen.layout(), "--version", "9", "--initrd-from-image"]);
+    assert_eq!((code, built["tag"].as_str()), (0, Some("9")), "{built:#}");
+}

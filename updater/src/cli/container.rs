@@ -14,7 +14,7 @@ use crate::install::registry_reason;
 use crate::publish::build::{BootSource, InitrdSource, work_folder};
 use crate::publish::container::{Container, ContainerError, ContainerRequest, unpack};
 use crate::publish::initramfs::InitramfsRequest;
-use crate::reason::Reason;
+use crate::reason::{Reason, Why};
 use crate::registry::layout_dir::LayoutDir;
 use crate::registry::reference::{Reference, Source};
 
@@ -96,6 +96,13 @@ pub(super) fn boot(args: &BuildArgs, image: &Container) -> Result<(BootSource, S
         cmdline: args.cmdline.clone(),
     };
     Ok((boot, found.version))
+}
+
+/// What is said of the working folder is said of the image: nobody knows the folder, and it is gone when it is read of.
+pub(super) fn named(failure: Failure, image: Option<&Container>) -> Failure {
+    let Some(image) = image else { return failure };
+    let detail = failure.why.detail.replace(&image.root.display().to_string(), "the container image");
+    Failure { why: Why::new(failure.why.reason, detail), ..failure }
 }
 
 /// Product, name and version: as typed, else from the image's labels.

@@ -96,7 +96,9 @@ async fn run_build(args: &BuildArgs, progress: &Display) -> Result<Output, Failu
     let built = loop {
         tokio::select! {
             Some(step) = steps.recv() => shown.step(progress, step),
-            built = &mut work => break built.map_err(|e| Failure::before(Reason::NotSupported, e))?,
+            built = &mut work => break built.map_err(|e| {
+                container::named(Failure::before(Reason::NotSupported, e), image)
+            })?,
         }
     };
     shown.end(progress);

@@ -45,7 +45,10 @@ pub(super) fn take(tree: &mut Tree) -> BTreeMap<String, Kernel> {
             entry.initrd = entry.initrd.or(number);
         }
     }
-    empty(tree, &boot);
+    // Not where a link leads to: that may be any folder of the root.
+    if boot.path == [BOOT] {
+        empty(tree, &boot);
+    }
     kernels
 }
 

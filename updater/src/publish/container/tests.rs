@@ -417,6 +417,11 @@ fn kernels_are_found_by_either_custom_and_several_are_listed() {
 #[test]
 fn a_kernel_that_is_a_link_is_read_inside_the_image() {
     let stage = Stage::new();
+    let boot = link(EntryType::Symlink, "boot", "usr");
+    let container =
+        stage.unpacked(&[plain(&[boot, file("usr/vmlinuz-5.10", "kernel"), file("usr/kept", "")])]);
+    assert_eq!(container.kernel(None, true).unwrap().version, "5.10");
+    assert!(container.root.join("usr/kept").exists());
     let secret = stage.dir.path().join("outside/file");
     let modules = "usr/lib/modules/6.1";
     let container = stage.unpacked(&[plain(&[

@@ -199,6 +199,9 @@ fn what_is_typed_wins_and_what_is_missing_is_named() {
     let kernel = kitchen.path("context/busybox");
     let kernel = ["--kernel", kernel.to_str().unwrap()];
     let from = ["--from-container", &image];
+    let two = format!("oci:{}", kitchen.path("two").display());
+    kitchen.buildah(&["push", "bare", &format!("{two}:a")]);
+    kitchen.buildah(&["push", "os", &format!("{two}:b")]);
     let absent = format!("oci:{}:2", kitchen.path("bare").display());
     for (words, code, expected) in [
         (from.to_vec(), 74, "no label `io.switchback.product`, so give --product"),
@@ -209,6 +212,7 @@ fn what_is_typed_wins_and_what_is_missing_is_named() {
             "while checking the container image: it has no /usr/lib/switchback/contract",
         ),
         (vec!["--from-container", &absent], 31, "it is not there"),
+        (vec!["--from-container", &two], 74, "holds several images: name one of the tags a, b"),
         ([&from[..], &["--platform", "linux/s390x"]].concat(), 74, "found: linux/amd64"),
         ([&from[..], &["--container-limit", "1K"]].concat(), 74, "1024 are allowed"),
     ] {

@@ -1,6 +1,7 @@
 //! Container images by `buildah`, which needs no daemon: with its images in a folder of the test's own.
 //!
-//! Rule: nothing of the host's own images is seen or left behind, and no layer needs more than a plain folder.
+//! Rule: none of the host's own images is seen or changed (root's `buildah` keeps a cache of where blobs are, without any, in
+//! `/var/lib/containers/cache`), and no layer needs more than a plain folder.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;

@@ -50,12 +50,17 @@ pub(super) async fn fetch(
 
 /// A layout folder that holds one image needs no tag to tell which.
 fn alone(reference: &Reference) -> Result<Option<crate::digest::Digest>, Failure> {
-    match (&reference.source, &reference.version) {
-        (Source::Layout(folder), None) => {
-            LayoutDir::new(folder).only().map_err(|e| Failure::before(registry_reason(&e), e))
-        }
-        _ => Ok(None),
+    let (Source::Layout(folder), None) = (&reference.source, &reference.version) else { return Ok(None) };
+    let failed = |e| Failure::before(registry_reason(&e), e);
+    let layout = LayoutDir::new(folder);
+    if let Some(digest) = layout.only().map_err(failed)? {
+        return Ok(Some(digest));
     }
+    let tags = layout.tags().map_err(failed)?;
+    if tags.is_empty() || tags.iter().any(|tag| tag == "latest") {
+        return Ok(None);
+    }
+    Err(refused(format!("{reference} holds several images: name one of the tags {}", tags.join(", "))))
 }
 
 fn failed(error: ContainerError) -> Failure {

@@ -198,6 +198,8 @@ fn health(report: &HealthReport) -> String {
             CheckOutcome::Passed => "passed",
             CheckOutcome::Failed => "FAILED",
             CheckOutcome::DeadlineMissed => "TOO LATE",
+            CheckOutcome::WantedFailed => "failed, only wanted",
+            CheckOutcome::Disabled => "disabled",
         };
         let (attempts, millis) = (check.attempts.to_string(), check.millis.to_string());
         table.add_row([check.name.as_str(), result, &attempts, &millis, check.detail.trim_end()]);
@@ -225,5 +227,7 @@ fn boot_check(answer: &BootCheck) -> String {
     };
     let checks = answer.health.as_ref().map(health).unwrap_or_default();
     let tail = if answer.detail.is_empty() { String::new() } else { format!("{}\n", answer.detail) };
-    format!("{head}\n{checks}{tail}")
+    let failed = answer.hooks.iter().filter(|hook| hook.outcome.fails());
+    let hooks: String = failed.map(|hook| format!("{} failed: {}\n", hook.name, hook.detail)).collect();
+    format!("{head}\n{checks}{tail}{hooks}")
 }

@@ -8,7 +8,7 @@ use switchback_bootloader::boot_state::SlotBoot;
 use switchback_partitions::slot::Slot;
 
 use crate::digest::Digest;
-use crate::health::HealthReport;
+use crate::health::{CheckResult, HealthReport};
 use crate::install::{ReleaseName, Traffic};
 use crate::reason::Reason;
 
@@ -262,6 +262,9 @@ pub struct BootCheck {
     pub release: Option<ReleaseName>,
     /// The checks that were run.
     pub health: Option<HealthReport>,
+    /// What the scripts of greenboot's `green.d` or `red.d` made of it.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub hooks: Vec<CheckResult>,
     /// Why, for a return.
     pub reason: Option<Reason>,
     /// The same for people.

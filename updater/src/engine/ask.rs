@@ -14,7 +14,6 @@ use super::observe::{Seen, summary};
 use super::words::{blockers, history_entry, next_sentence, slot_status};
 use super::{Candidate, Engine, Failure, NOTHING_CHANGED, Rest, source};
 use crate::health::{self, CheckOutcome, CheckResult, HealthReport};
-use crate::host::durable;
 use crate::image::config::Kind;
 use crate::init::keeper;
 use crate::install::{Release, ReleaseName, Traffic};
@@ -95,6 +94,7 @@ impl Engine<'_> {
             Action::Install { .. } => self.cleared_for(&release, &*registry)?,
             _ => Vec::new(),
         };
+        self.remember_registry(&*registry);
         self.run.candidate = Some(Candidate { release, registry, indexes });
         let rest = self.drive(event, reach, &self.policy(true))?;
         self.conclude(rest, &mut answer, began, "It runs already.")?;
@@ -171,12 +171,17 @@ impl Engine<'_> {
             Some(Verdict::Stranded) => BootVerdict::Stranded,
             _ => BootVerdict::Nothing,
         };
+        match verdict {
+            BootVerdict::Confirmed => self.after_confirmation(),
+            _ => self.after_failure(),
+        }
         let why = outcome.and_then(|outcome| outcome.why);
         Ok(Answer::BootCheck(BootCheck {
             verdict,
             slot,
             release,
             health: self.run.health.take(),
+            hooks: std::mem::take(&mut self.run.hooks),
             reason: why.as_ref().map(|why| why.reason),
             detail: why.map(|why| why.to_string()).unwrap_or_default(),
         }))
@@ -299,20 +304,15 @@ impl Engine<'_> {
 
     /// The machine's checks; an unreadable check is an unhealthy machine, never a check less.
     pub(super) fn run_checks(&self, seen: &Seen, deadline: Duration) -> HealthReport {
-        let slot = seen.observation.running;
-        let version = seen.releases[slot.index()].as_ref().map(|release| release.config.version.clone());
-        let context = health::Context {
-            slot,
-            version: version.unwrap_or_default(),
-            root: self.machine.root().to_path_buf(),
-        };
+        let context = self.context(seen);
         let limits = health::Limits {
             deadline: deadline.min(self.config.health.deadline),
             soak: self.config.health.soak,
         };
         match health::checks_of(self.config) {
             Ok(checks) => {
-                self.runtime.block_on(health::run(&checks, limits, &context, || self.can_update_again()))
+                let built_in = self.can_update_again(limits.deadline);
+                self.runtime.block_on(health::run(&checks, limits, &context, built_in))
             }
             Err(error) => HealthReport {
                 checks: vec![CheckResult {
@@ -324,21 +324,6 @@ impl Engine<'_> {
                 }],
             },
         }
-    }
-
-    /// The check of a machine that has none: it must at least be able to leave this release again.
-    fn can_update_again(&self) -> Result<(), String> {
-        let probe = self.machine.state_dir().join("can-write");
-        durable::replace(&probe, b"yes\n").map_err(|e| format!("the state folder cannot be written: {e}"))?;
-        let bootloader = self.machine.bootloader().map_err(|e| super::chain(&e))?;
-        let other = self.machine.running().map_err(|e| super::chain(&e))?.slot.other();
-        bootloader.preflight(other, &[]).map_err(|e| super::chain(&e))?;
-        self.machine
-            .disk()
-            .map_err(|e| super::chain(&e))?
-            .whole()
-            .map_err(|e| format!("the disk cannot be opened: {e}"))?;
-        Ok(())
     }
 }
 

@@ -4,8 +4,10 @@
 //! that a crash between the two only repeats an action, and every action may be repeated.
 
 mod act;
+mod aftermath;
 pub mod answers;
 mod ask;
+mod can_update;
 mod observe;
 pub mod provision;
 pub mod source;
@@ -19,7 +21,7 @@ use self::answers::{Answer, Reach, Request};
 use self::observe::Seen;
 use crate::config::Config;
 use crate::facts::{Facts, state_file};
-use crate::health::HealthReport;
+use crate::health::{CheckResult, HealthReport};
 use crate::host::Machine;
 use crate::host::lock::InstanceLock;
 use crate::image::index::Index;
@@ -109,6 +111,10 @@ struct Run {
     proven: Option<Install<Proven>>,
     traffic: Traffic,
     health: Option<HealthReport>,
+    /// What the image's scripts for after the verdict made of it.
+    hooks: Vec<CheckResult>,
+    /// A verdict of failure was followed by what follows it.
+    failure_told: bool,
     /// The first failure of an action; what `step` makes of it follows.
     failure: Option<Failure>,
     armed: bool,
@@ -187,6 +193,9 @@ impl<'a> Engine<'a> {
             let (next, action) = step(&self.state, event, policy);
             tracing::debug!(?action, "action");
             self.adopt(next)?;
+            if action == Action::Reboot {
+                self.after_failure();
+            }
             event = match action {
                 Action::Nothing | Action::Ignored if self.run.leaving => return Ok(Rest::Rebooting),
                 Action::Nothing | Action::Ignored => return Ok(Rest::Steady),

@@ -4,6 +4,7 @@
 //! deadline, whatever they started; no check at all is never a silent pass.
 
 mod command;
+pub mod greenboot;
 mod probe;
 
 use std::path::PathBuf;
@@ -14,6 +15,7 @@ use serde::{Deserialize, Serialize};
 use switchback_partitions::slot::Slot;
 use tokio::time::{Instant, sleep, timeout};
 
+use self::greenboot::Scripts;
 use crate::config::{Check, Config, ConfigError, checks_in};
 use crate::reason::{Reason, Why};
 
@@ -52,6 +54,17 @@ pub enum CheckOutcome {
     Failed,
     /// The deadline of all checks came first.
     DeadlineMissed,
+    /// It failed, and is one of those that never fail the machine (greenboot's `wanted.d`).
+    WantedFailed,
+    /// It was not run: greenboot's configuration switches it off.
+    Disabled,
+}
+
+impl CheckOutcome {
+    /// True when this makes the machine unhealthy.
+    pub fn fails(self) -> bool {
+        matches!(self, CheckOutcome::Failed | CheckOutcome::DeadlineMissed)
+    }
 }
 
 /// One check's result.
@@ -92,7 +105,7 @@ pub enum Health {
 impl HealthReport {
     /// Healthy, or every failure. An empty report is unhealthy: nothing was shown.
     pub fn health(&self) -> Health {
-        let failed = |result: &&CheckResult| result.outcome != CheckOutcome::Passed;
+        let failed = |result: &&CheckResult| result.outcome.fails();
         let failures: Vec<CheckResult> = self.checks.iter().filter(failed).cloned().collect();
         match failures.is_empty() && !self.checks.is_empty() {
             true => Health::Healthy,
@@ -126,48 +139,48 @@ pub fn checks_of(config: &Config) -> Result<Vec<Check>, ConfigError> {
     Ok(checks)
 }
 
-/// Runs all checks at the same time. Without any, `built_in` is asked whether the machine can be updated again.
+/// Runs all checks at the same time, greenboot's among them. Where none of them decides, `built_in` is asked whether the
+/// machine can be updated again.
 pub async fn run(
     checks: &[Check],
     limits: Limits,
     context: &Context,
-    built_in: impl FnOnce() -> Result<(), String>,
+    built_in: impl Future<Output = Result<(), String>>,
 ) -> HealthReport {
-    if checks.is_empty() {
-        return HealthReport { checks: vec![built_in_result(built_in)] };
+    let scripts = Scripts::find(&context.root);
+    if checks.is_empty() && !scripts.decide() {
+        let by = Instant::now() + limits.deadline;
+        let (result, told) = tokio::join!(built_in_result(built_in, by), scripts.run(by, context));
+        return HealthReport { checks: [vec![result], told].concat() };
     }
-    let first = run_once(checks, limits.deadline, context).await;
+    let first = run_once(checks, &scripts, limits.deadline, context).await;
     if limits.soak.is_zero() || first.health() != Health::Healthy {
         return first;
     }
     sleep(limits.soak).await;
-    run_once(checks, limits.deadline, context).await
+    run_once(checks, &scripts, limits.deadline, context).await
 }
 
-/// [`run`] for callers without a runtime.
-pub fn run_blocking(
-    checks: &[Check],
-    limits: Limits,
-    context: &Context,
-    built_in: impl FnOnce() -> Result<(), String>,
-) -> std::io::Result<HealthReport> {
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    Ok(runtime.block_on(run(checks, limits, context, built_in)))
-}
-
-fn built_in_result(built_in: impl FnOnce() -> Result<(), String>) -> CheckResult {
+async fn built_in_result(built_in: impl Future<Output = Result<(), String>>, by: Instant) -> CheckResult {
     let start = Instant::now();
-    let (outcome, detail) = match built_in() {
-        Ok(()) => (CheckOutcome::Passed, String::new()),
-        Err(detail) => (CheckOutcome::Failed, detail),
+    let (outcome, detail) = match tokio::time::timeout_at(by, built_in).await {
+        Ok(Ok(())) => (CheckOutcome::Passed, String::new()),
+        Ok(Err(detail)) => (CheckOutcome::Failed, detail),
+        Err(_) => (CheckOutcome::DeadlineMissed, "no answer within the deadline".to_owned()),
     };
     CheckResult { name: BUILT_IN.into(), outcome, attempts: 1, millis: millis_since(start), detail }
 }
 
-async fn run_once(checks: &[Check], deadline: Duration, context: &Context) -> HealthReport {
+async fn run_once(
+    checks: &[Check],
+    scripts: &Scripts,
+    deadline: Duration,
+    context: &Context,
+) -> HealthReport {
     let by = Instant::now() + deadline;
-    let results = join_all(checks.iter().map(|check| run_check(check, by, context))).await;
-    HealthReport { checks: results }
+    let own = join_all(checks.iter().map(|check| run_check(check, by, context)));
+    let (own, greenboot) = tokio::join!(own, scripts.run(by, context));
+    HealthReport { checks: [own, greenboot].concat() }
 }
 
 /// One check to its end, or to the deadline.

@@ -23,7 +23,7 @@ fn context(root: &std::path::Path) -> Context {
 }
 
 async fn run_in(root: &std::path::Path, checks: &[Check]) -> HealthReport {
-    run(checks, LIMITS, &context(root), || panic!("there are checks")).await
+    run(checks, LIMITS, &context(root), async { panic!("there are checks") }).await
 }
 
 async fn run_all(checks: &[Check]) -> HealthReport {
@@ -146,7 +146,7 @@ async fn after_the_common_soak_every_check_runs_once_more() {
     let folder = tempfile::tempdir().unwrap();
     let checks = command("mkdir once");
     let soak = Limits { soak: Duration::from_millis(50), ..LIMITS };
-    let report = run(&checks, soak, &context(folder.path()), || Ok(())).await;
+    let report = run(&checks, soak, &context(folder.path()), async { Ok(()) }).await;
     assert!(report.checks[0].detail.contains("File exists"), "{:?}", report.checks[0]);
 }
 
@@ -158,7 +158,7 @@ async fn the_deadline_ends_all_checks_and_tells_the_last_failure() {
     checks[1].timeout = Duration::from_secs(100);
     let limits = Limits { deadline: Duration::from_millis(700), soak: Duration::ZERO };
     let start = Instant::now();
-    let report = run(&checks, limits, &context(std::path::Path::new("/")), || Ok(())).await;
+    let report = run(&checks, limits, &context(std::path::Path::new("/")), async { Ok(()) }).await;
     assert!(start.elapsed() < Duration::from_secs(10));
     assert!(report.checks.iter().all(|check| check.outcome == CheckOutcome::DeadlineMissed), "{report:?}");
     assert!(report.checks[0].detail.ends_with("last: exit status 1: not yet"), "{report:?}");
@@ -245,7 +245,7 @@ async fn a_unit_is_asked_of_systemctl() {
 #[tokio::test]
 async fn without_checks_the_built_in_one_decides() {
     for (answer, healthy) in [(Ok(()), true), (Err("the state folder is read-only".to_owned()), false)] {
-        let report = run(&[], LIMITS, &context(std::path::Path::new("/")), || answer).await;
+        let report = run(&[], LIMITS, &context(std::path::Path::new("/")), async { answer }).await;
         assert_eq!((report.checks[0].name.as_str(), report.health() == Health::Healthy), (BUILT_IN, healthy));
     }
     assert_ne!(HealthReport::default().health(), Health::Healthy, "nothing shown is no pass");

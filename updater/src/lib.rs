@@ -16,6 +16,7 @@ pub mod image;
 pub mod init;
 pub mod install;
 pub mod lifecycle;
+pub mod logs;
 pub mod progress;
 #[cfg(feature = "author")]
 pub mod publish;

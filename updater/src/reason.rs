@@ -149,7 +149,7 @@ reasons! {
         "Check that the kernel fits this machine and, under Secure Boot, is signed for it."
     Panicked "panicked" 52
         "The kernel of the trial panicked."
-        "Read the crash record in /sys/fs/pstore or on the serial console."
+        "`switchback logs` shows the crash record when there is one; else watch a start on the serial console."
     DiedEarly "died-early" 53
         "Every try ended before the first mark: in the firmware, the loader, the kernel or early in the initramfs."
         "Watch a start on the serial console."
@@ -171,6 +171,11 @@ reasons! {
     EndedByOperator "ended-by-operator" 59
         "An operator ended the trial with `switchback rollback`."
         "Nothing; the release is held until it is named or a newer one appears."
+
+    // 60–69: more about the trial.
+    WatchdogReset "watchdog-reset" 60
+        "The watchdog reset the machine out of the trial: it hung."
+        "`switchback logs` shows what was kept; check what the release does early, and publish a corrected one."
 
     // 70–79: the machine and the updater.
     Busy "busy" 70

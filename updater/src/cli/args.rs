@@ -85,6 +85,12 @@ pub enum Verb {
         #[arg(long, short = 'n', default_value_t = 20, value_name = "N")]
         limit: usize,
     },
+    /// What is kept of starts that failed: health checks, kernel log, crash record, journal; the newest when none is named
+    Logs {
+        /// A version or a digest, or the beginning of one, as `switchback history` shows them
+        #[arg(value_name = "VERSION|DIGEST")]
+        release: Option<String>,
+    },
     /// Run the health checks now and list every failure; changes nothing
     Health,
     /// After each boot: observe, health-check, confirm or return (called by the system, not by people)

@@ -103,6 +103,7 @@ fn run(cli: &Cli) -> Result<Output, Failure> {
             below_floor: rollback.below_floor,
         },
         Verb::History { limit } => Request::History { limit: *limit },
+        Verb::Logs { release } => Request::Logs { release: release.clone() },
         Verb::Health => Request::Health,
         Verb::BootCheck { no_reboot } => Request::BootCheck { no_reboot: *no_reboot },
         Verb::Provision(provision) => return provision::run(provision, &progress),
@@ -123,7 +124,11 @@ fn run(cli: &Cli) -> Result<Output, Failure> {
         crate::host::open(&config).map_err(|e| Failure::before(crate::engine::host_reason(&e), e))?;
     let looks_only = matches!(
         request,
-        Request::Status | Request::Check { .. } | Request::History { .. } | Request::Health
+        Request::Status
+            | Request::Check { .. }
+            | Request::History { .. }
+            | Request::Logs { .. }
+            | Request::Health
     );
     let mut engine = Engine::open(&*machine, &config, &progress, !looks_only)?;
     let answer = engine.handle(request)?;

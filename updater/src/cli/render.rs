@@ -2,13 +2,15 @@
 //!
 //! Not here: any fact that is not in the answer. Rule: a text says what happened, what was left alone, what comes next.
 
+mod logs;
+
 use comfy_table::{ContentArrangement, Table, presets};
 use switchback_bootloader::boot_state::SlotBoot;
 
 use crate::engine::answers::{
     Answer, BootCheck, BootVerdict, Check, History, HistoryEntry, Outcome, SlotStatus, Status, Update,
 };
-use crate::health::{CheckOutcome, HealthReport};
+use crate::health::{CheckOutcome, CheckResult, HealthReport};
 use crate::install::{ReleaseName, Traffic};
 
 /// Narrower tables cannot be read.
@@ -22,6 +24,7 @@ pub fn text(answer: &Answer) -> String {
         Answer::Update(answer) => update(answer, "update"),
         Answer::Rollback(answer) => update(answer, "rollback"),
         Answer::History(answer) => history(answer),
+        Answer::Logs(answer) => logs::text(&answer.logs),
         Answer::Health(report) => health(report),
         Answer::BootCheck(answer) => boot_check(answer),
     }
@@ -162,7 +165,14 @@ fn history(answer: &History) -> String {
             why(entry),
         ]);
     }
-    format!("{table}\n")
+    let mut kept: Vec<&str> =
+        answer.entries.iter().filter(|entry| entry.log).map(|entry| entry.version.as_str()).collect();
+    kept.dedup();
+    let pointers: String = kept
+        .iter()
+        .map(|version| format!("`switchback logs {version}` shows the log of its trial.\n"))
+        .collect();
+    format!("{table}\n{pointers}")
 }
 
 fn why(entry: &HistoryEntry) -> String {
@@ -191,9 +201,14 @@ fn table() -> Table {
 }
 
 fn health(report: &HealthReport) -> String {
+    let verdict = if report.why().is_none() { "healthy" } else { "not healthy" };
+    format!("{}\nThe machine is {verdict}.\n", checks(&report.checks))
+}
+
+fn checks(checks: &[CheckResult]) -> Table {
     let mut table = table();
     table.set_header(["check", "result", "attempts", "ms", "detail"]);
-    for check in &report.checks {
+    for check in checks {
         let result = match check.outcome {
             CheckOutcome::Passed => "passed",
             CheckOutcome::Failed => "FAILED",
@@ -204,8 +219,7 @@ fn health(report: &HealthReport) -> String {
         let (attempts, millis) = (check.attempts.to_string(), check.millis.to_string());
         table.add_row([check.name.as_str(), result, &attempts, &millis, check.detail.trim_end()]);
     }
-    let verdict = if report.why().is_none() { "healthy" } else { "not healthy" };
-    format!("{table}\nThe machine is {verdict}.\n")
+    table
 }
 
 fn boot_check(answer: &BootCheck) -> String {
@@ -229,5 +243,7 @@ fn boot_check(answer: &BootCheck) -> String {
     let tail = if answer.detail.is_empty() { String::new() } else { format!("{}\n", answer.detail) };
     let failed = answer.hooks.iter().filter(|hook| hook.outcome.fails());
     let hooks: String = failed.map(|hook| format!("{} failed: {}\n", hook.name, hook.detail)).collect();
-    format!("{head}\n{checks}{tail}{hooks}")
+    let log = answer.log.as_ref();
+    let log = log.map(|version| format!("`switchback logs {version}` shows the log of the trial.\n"));
+    format!("{head}\n{checks}{tail}{hooks}{}", log.unwrap_or_default())
 }

@@ -10,6 +10,7 @@ use switchback_partitions::slot::Slot;
 use crate::digest::Digest;
 use crate::health::{CheckResult, HealthReport};
 use crate::install::{ReleaseName, Traffic};
+use crate::logs::StartLog;
 use crate::reason::Reason;
 
 /// How far an update or rollback goes by itself.
@@ -54,6 +55,11 @@ pub enum Request {
         /// The newest so many.
         limit: usize,
     },
+    /// What is kept of starts that failed.
+    Logs {
+        /// Only those of this release: a version, a digest, or the beginning of one.
+        release: Option<String>,
+    },
     /// Run the health checks now.
     Health,
     /// Observe and settle after a boot.
@@ -77,6 +83,8 @@ pub enum Answer {
     Rollback(Update),
     /// To [`Request::History`].
     History(History),
+    /// To [`Request::Logs`].
+    Logs(Logs),
     /// To [`Request::Health`].
     Health(HealthReport),
     /// To [`Request::BootCheck`].
@@ -87,7 +95,11 @@ impl Answer {
     /// True when the machine is other than before: exit code 2 under `--detailed-exitcode`.
     pub fn changed(&self) -> bool {
         match self {
-            Answer::Status(_) | Answer::Check(_) | Answer::History(_) | Answer::Health(_) => false,
+            Answer::Status(_)
+            | Answer::Check(_)
+            | Answer::History(_)
+            | Answer::Logs(_)
+            | Answer::Health(_) => false,
             Answer::Update(update) | Answer::Rollback(update) => {
                 !matches!(update.outcome, Outcome::Unchanged | Outcome::WouldUpdate)
             }
@@ -224,6 +236,15 @@ pub struct HistoryEntry {
     pub reason: Option<Reason>,
     /// The same for people: the failed check and its words.
     pub detail: String,
+    /// True when a log of it is kept.
+    pub log: bool,
+}
+
+/// The answer to `logs`.
+#[derive(Debug, Serialize)]
+pub struct Logs {
+    /// Oldest first.
+    pub logs: Vec<StartLog>,
 }
 
 /// The answer to `history`.
@@ -262,6 +283,8 @@ pub struct BootCheck {
     pub release: Option<ReleaseName>,
     /// The checks that were run.
     pub health: Option<HealthReport>,
+    /// What `logs` calls the log that is kept of a trial that failed.
+    pub log: Option<String>,
     /// What the scripts of greenboot's `green.d` or `red.d` made of it.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub hooks: Vec<CheckResult>,

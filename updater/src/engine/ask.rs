@@ -8,7 +8,8 @@ use switchback_bootloader::boot_state::SlotBoot;
 use switchback_partitions::slot::Slot;
 
 use super::answers::{
-    Answer, BootCheck, BootVerdict, Check, History, HistoryEntry, Outcome, Quarantined, Reach, Status, Update,
+    Answer, BootCheck, BootVerdict, Check, History, HistoryEntry, Logs, Outcome, Quarantined, Reach, Status,
+    Update,
 };
 use super::observe::{Seen, summary};
 use super::words::{blockers, history_entry, next_sentence, slot_status};
@@ -18,6 +19,7 @@ use crate::image::config::Kind;
 use crate::init::keeper;
 use crate::install::{Release, ReleaseName, Traffic};
 use crate::lifecycle::{Action, Event, Goal, Order, Verdict, step};
+use crate::logs;
 use crate::progress::Phase as Work;
 use crate::reason::Reason;
 use crate::registry::{Registry, RegistryAccess};
@@ -140,9 +142,17 @@ impl Engine<'_> {
     }
 
     pub(super) fn history(&self, limit: usize) -> History {
-        let entries: Vec<HistoryEntry> = self.facts.history().iter().map(history_entry).collect();
+        let logs = logs::all(self.machine.state_dir());
+        let lines = self.facts.history().iter();
+        let entries: Vec<HistoryEntry> = lines.map(|entry| history_entry(entry, &logs)).collect();
         let skip = entries.len().saturating_sub(limit);
         History { entries: entries.into_iter().skip(skip).collect() }
+    }
+
+    pub(super) fn logs(&self, release: Option<&str>) -> Logs {
+        let mut logs = logs::all(self.machine.state_dir());
+        logs.retain(|log| release.is_none_or(|release| log.is(release)));
+        Logs { logs }
     }
 
     pub(super) fn health(&self) -> Result<Answer, Failure> {
@@ -152,13 +162,14 @@ impl Engine<'_> {
 
     pub(super) fn boot_check(&mut self, no_reboot: bool) -> Result<Answer, Failure> {
         self.mend_facts();
-        let seen = self.observe()?;
+        let mut seen = self.observe()?;
+        let autopsy = self.autopsy(&mut seen);
         let slot = seen.observation.running;
         let release = seen.releases[slot.index()].as_ref().map(Release::name);
         let before = self.state.next_seq;
         let was_leaving = self.state.phase.name() == "rolling-back";
         let reach = if no_reboot { Reach::Arm } else { Reach::Reboot };
-        self.drive(Event::Started(Box::new(seen.observation)), reach, &self.policy(false))?;
+        self.drive(Event::Started(Box::new(seen.observation.clone())), reach, &self.policy(false))?;
         self.release_keeper(slot);
         // The verdict was recorded before the reboot; this boot is where it led.
         let came_back = was_leaving && self.state.phase.name() == "idle";
@@ -175,12 +186,15 @@ impl Engine<'_> {
             BootVerdict::Confirmed => self.after_confirmation(),
             _ => self.after_failure(),
         }
+        self.keep_last_words(&autopsy, &seen, outcome.as_ref());
+        let log = outcome.as_ref().and_then(|outcome| self.log_of(outcome)).map(|log| log.name());
         let why = outcome.and_then(|outcome| outcome.why);
         Ok(Answer::BootCheck(BootCheck {
             verdict,
             slot,
             release,
             health: self.run.health.take(),
+            log,
             hooks: std::mem::take(&mut self.run.hooks),
             reason: why.as_ref().map(|why| why.reason),
             detail: why.map(|why| why.to_string()).unwrap_or_default(),

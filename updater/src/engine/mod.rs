@@ -7,6 +7,7 @@ mod act;
 mod aftermath;
 pub mod answers;
 mod ask;
+mod autopsy;
 mod can_update;
 mod observe;
 pub mod provision;
@@ -180,6 +181,7 @@ impl<'a> Engine<'a> {
             Request::Update { to, reach } => self.update(to.as_deref(), reach, began),
             Request::Rollback { reach, below_floor } => self.rollback(reach, below_floor, began),
             Request::History { limit } => Ok(Answer::History(self.history(limit))),
+            Request::Logs { release } => Ok(Answer::Logs(self.logs(release.as_deref()))),
             Request::Health => self.health(),
             Request::BootCheck { no_reboot } => self.boot_check(no_reboot),
         }

@@ -10,6 +10,7 @@ use super::observe::Seen;
 use crate::facts::{self, Happened};
 use crate::install::Release;
 use crate::lifecycle::{Phase, Purpose, Verdict};
+use crate::logs::StartLog;
 
 /// One slot's line of `status`.
 pub(super) fn slot_status(seen: &Seen, slot: Slot) -> SlotStatus {
@@ -80,7 +81,7 @@ impl Phase {
 }
 
 /// One line of history.
-pub(super) fn history_entry(entry: &facts::Entry) -> HistoryEntry {
+pub(super) fn history_entry(entry: &facts::Entry, logs: &[StartLog]) -> HistoryEntry {
     let at = i64::try_from(entry.at_unix_secs).ok().and_then(|secs| jiff::Timestamp::from_second(secs).ok());
     let at = at.unwrap_or_default();
     let outcome = match &entry.what {
@@ -94,6 +95,7 @@ pub(super) fn history_entry(entry: &facts::Entry) -> HistoryEntry {
                 slot: None,
                 reason: None,
                 detail: "taken out of quarantine by an operator".into(),
+                log: false,
             };
         }
     };
@@ -114,5 +116,6 @@ pub(super) fn history_entry(entry: &facts::Entry) -> HistoryEntry {
         slot: Some(outcome.slot),
         reason: outcome.why.as_ref().map(|why| why.reason),
         detail: outcome.why.as_ref().map(|why| why.detail.clone()).or(left).unwrap_or_default(),
+        log: logs.iter().any(|log| log.outcome == Some(outcome.seq)),
     }
 }

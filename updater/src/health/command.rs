@@ -5,7 +5,7 @@
 use std::collections::{BTreeMap, VecDeque};
 use std::os::unix::process::ExitStatusExt;
 use std::path::Path;
-use std::process::Stdio;
+use std::process::{ExitStatus, Stdio};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -28,6 +28,31 @@ pub(super) async fn run(
     env: &BTreeMap<String, String>,
     context: &Context,
 ) -> Result<(), String> {
+    let (status, tail) = finish(argv, cwd, env, context, OUTPUT_BYTES_MAX).await?;
+    match (status.code(), status.signal()) {
+        (Some(0), _) => Ok(()),
+        (Some(code), _) => Err(tail.after(format!("exit status {code}"))),
+        (None, signal) => Err(tail.after(format!("killed by signal {}", signal.unwrap_or(0)))),
+    }
+}
+
+/// The last `limit` bytes that a program prints; nothing when it fails.
+pub async fn last_words(argv: &[String], context: &Context, limit: usize) -> String {
+    let finished = finish(argv, None, &BTreeMap::new(), context, limit).await;
+    finished.map_or_else(
+        |_| String::new(),
+        |(status, tail)| if status.success() { tail.text() } else { String::new() },
+    )
+}
+
+/// A program's end, and the last `limit` bytes that it printed.
+async fn finish(
+    argv: &[String],
+    cwd: Option<&Path>,
+    env: &BTreeMap<String, String>,
+    context: &Context,
+    limit: usize,
+) -> Result<(ExitStatus, Tail), String> {
     let [program, arguments @ ..] = argv else { return Err("no program is named".into()) };
     let mut child = Command::new(program)
         .args(arguments)
@@ -43,16 +68,12 @@ pub(super) async fn run(
         .spawn()
         .map_err(|error| format!("{program} could not be started: {error}"))?;
     let group = Group(child.id());
-    let tail = Tail::default();
+    let tail = Tail { limit, kept: Arc::default() };
     let readers = [tail.follow(child.stdout.take()), tail.follow(child.stderr.take())];
     let status = child.wait().await.map_err(|error| format!("{program}: {error}"))?;
     group.ended();
     let _ = tokio::time::timeout(DRAIN, futures_util::future::join_all(readers)).await;
-    match (status.code(), status.signal()) {
-        (Some(0), _) => Ok(()),
-        (Some(code), _) => Err(tail.after(format!("exit status {code}"))),
-        (None, signal) => Err(tail.after(format!("killed by signal {}", signal.unwrap_or(0)))),
-    }
+    Ok((status, tail))
 }
 
 /// The process group of a running program: killed when dropped before the program has ended.
@@ -74,8 +95,11 @@ impl Drop for Group {
 }
 
 /// The last bytes of both outputs.
-#[derive(Clone, Default)]
-struct Tail(Arc<Mutex<VecDeque<u8>>>);
+#[derive(Clone)]
+struct Tail {
+    limit: usize,
+    kept: Arc<Mutex<VecDeque<u8>>>,
+}
 
 impl Tail {
     fn follow<R: AsyncRead + Unpin + Send + 'static>(
@@ -87,18 +111,22 @@ impl Tail {
             let Some(mut output) = output else { return };
             let mut buffer = [0; 1024];
             while let Ok(bytes @ 1..) = output.read(&mut buffer).await {
-                let mut kept = tail.0.lock().unwrap_or_else(PoisonError::into_inner);
+                let mut kept = tail.kept.lock().unwrap_or_else(PoisonError::into_inner);
                 kept.extend(&buffer[..bytes]);
-                let excess = kept.len().saturating_sub(OUTPUT_BYTES_MAX);
+                let excess = kept.len().saturating_sub(tail.limit);
                 kept.drain(..excess);
             }
         })
     }
 
+    fn text(&self) -> String {
+        let mut kept = self.kept.lock().unwrap_or_else(PoisonError::into_inner);
+        String::from_utf8_lossy(kept.make_contiguous()).trim().to_owned()
+    }
+
     /// A sentence with what the program printed last.
     fn after(&self, what: String) -> String {
-        let mut kept = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        let text = String::from_utf8_lossy(kept.make_contiguous()).trim().to_owned();
+        let text = self.text();
         if text.is_empty() { what } else { format!("{what}: {text}") }
     }
 }

@@ -3,7 +3,7 @@
 //! Not here: what follows (`lifecycle`), and any reboot. Rule: a check ends by its timeout and all of them by the
 //! deadline, whatever they started; no check at all is never a silent pass.
 
-mod command;
+pub mod command;
 pub mod greenboot;
 mod probe;
 

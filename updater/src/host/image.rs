@@ -17,6 +17,7 @@ use switchback_partitions::gpt::Table;
 use switchback_partitions::layout::DiskLayout;
 use switchback_partitions::slot::Slot;
 
+use super::kernel::KernelView;
 use super::{HostError, Machine, Witness, backend, io_error, make_state_dir, run_reboot};
 use crate::config;
 
@@ -127,6 +128,11 @@ impl Machine for ImageMachine {
     /// A simulated machine has no hang to come back from.
     fn watchdog_held(&self) -> bool {
         false
+    }
+
+    /// The folder `kernel` beside the file of the simulated power-on.
+    fn kernel(&self) -> KernelView {
+        KernelView::at(&self.running.with_file_name("kernel"))
     }
 
     fn ram_bytes(&self) -> u64 {

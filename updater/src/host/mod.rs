@@ -7,6 +7,7 @@
 pub mod clock;
 pub mod durable;
 pub mod image;
+pub mod kernel;
 pub mod loader;
 pub mod lock;
 pub mod mounts;
@@ -54,6 +55,8 @@ pub trait Machine: Send + Sync {
     fn reboot(&self) -> Result<(), HostError>;
     /// True when the machine returns by itself from a hang (a watchdog is held), for `status`.
     fn watchdog_held(&self) -> bool;
+    /// What the kernel tells of this start and of the one before.
+    fn kernel(&self) -> kernel::KernelView;
     /// Physical memory in bytes.
     fn ram_bytes(&self) -> u64;
     /// Hardware names this machine answers to (`compatible`): from configuration, device tree or DMI.

@@ -16,6 +16,7 @@ use switchback_partitions::device::{Access, FileDevice};
 use switchback_partitions::gpt::Table;
 use switchback_partitions::layout::DiskLayout;
 
+use super::kernel::KernelView;
 use super::loader::{EFIVARS, LoaderEvidence};
 use super::mounts::{Mounted, mount_table};
 use super::sysfs::{DeviceNumber, Sysfs, read_attribute};
@@ -143,6 +144,10 @@ impl Machine for RealMachine {
 
     fn watchdog_held(&self) -> bool {
         self.sysfs.watchdogs().iter().any(|watchdog| watchdog.active)
+    }
+
+    fn kernel(&self) -> KernelView {
+        KernelView::of_this_machine(Path::new(SYSTEMD_RUNS).exists())
     }
 
     fn ram_bytes(&self) -> u64 {

@@ -142,7 +142,12 @@ pub struct Watchdog {
     pub identity: String,
     /// True while it runs: somebody holds it, or it cannot be stopped.
     pub active: bool,
+    /// True when it reset the machine, and so began this start.
+    pub reset: bool,
 }
+
+/// `WDIOF_CARDRESET` of the kernel's watchdog API.
+const CARD_RESET: u32 = 0x20;
 
 impl Watchdog {
     fn read(folder: &Path) -> Self {
@@ -151,6 +156,7 @@ impl Watchdog {
             name: folder.file_name().unwrap_or_default().to_string_lossy().into_owned(),
             identity: attribute("identity"),
             active: attribute("state") == "active",
+            reset: attribute("bootstatus").parse().is_ok_and(|status: u32| status & CARD_RESET != 0),
         }
     }
 
@@ -271,6 +277,7 @@ pub(crate) mod fixture {
         fs::create_dir_all(&folder).unwrap();
         fs::write(folder.join("identity"), format!("{identity}\n")).unwrap();
         fs::write(folder.join("state"), format!("{state}\n")).unwrap();
+        fs::write(folder.join("bootstatus"), "0\n").unwrap();
     }
 }
 
@@ -330,6 +337,19 @@ mod tests {
         fixture::watchdog(dir.path(), "watchdog1", "i6300ESB timer", "active");
         let names: Vec<_> = sysfs.watchdogs().into_iter().map(|dog| (dog.name, dog.active)).collect();
         assert_eq!(names, [("watchdog1".to_owned(), true), ("watchdog0".to_owned(), false)]);
+    }
+
+    #[test]
+    fn a_watchdog_that_reset_the_machine_says_so() {
+        let dir = tempfile::tempdir().unwrap();
+        let sysfs = fixture::machine(dir.path(), 1, None);
+        fixture::watchdog(dir.path(), "watchdog0", "i6300ESB timer", "active");
+        for (status, reset) in [("0", false), ("32", true), ("33", true), ("2", false), ("what", false)] {
+            fs::write(dir.path().join("class/watchdog/watchdog0/bootstatus"), format!("{status}\n")).unwrap();
+            assert_eq!(sysfs.watchdogs()[0].reset, reset, "{status}");
+        }
+        fs::remove_file(dir.path().join("class/watchdog/watchdog0/bootstatus")).unwrap();
+        assert!(!sysfs.watchdogs()[0].reset, "a driver that does not say");
     }
 
     #[test]

@@ -220,6 +220,8 @@ pub enum Stage {
     BootCheck,
     /// The trial's deadline passed without a verdict, and the start was ended on purpose.
     DeadlinePassed,
+    /// The watchdog reset the machine (its boot status, as the next boot found it).
+    WatchdogReset,
     /// The kernel panicked (from a crash record that the next boot found).
     Panicked,
 }

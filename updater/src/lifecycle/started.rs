@@ -211,7 +211,8 @@ fn trial_ended(state: &State, seen: &Observation, policy: &Policy) -> (State, Ac
 }
 
 /// Why a trial ended without a verdict, from the marks that its starts left. A crash repeats itself: it is believed
-/// when every start ended at the same stage, at least two of them; power cuts end at any stage.
+/// when every start ended at the same stage, at least two of them; power cuts end at any stage. What no power cut leaves
+/// behind (a crash record, a reset by the watchdog) is believed at once.
 fn evidence(state: &State, seen: &Observation, policy: &Policy) -> Why {
     let slot = seen.running.other();
     let starts = match seen.boot.slot(slot) {
@@ -223,14 +224,19 @@ fn evidence(state: &State, seen: &Observation, policy: &Policy) -> Why {
     if let Phase::OnTrial { slot, since, .. } = &state.phase {
         marks.entry(since.boot_id.clone()).or_insert((*slot, Stage::BootCheck));
     }
-    let stages: Vec<Stage> =
-        marks.values().filter(|(marked, _)| *marked == slot).map(|(_, stage)| *stage).collect();
+    let all = marks.values().filter(|(marked, _)| *marked == slot).map(|(_, stage)| *stage);
+    // What was found afterwards belongs to a start that is counted already, if that left a mark.
+    let (ends, stages): (Vec<Stage>, Vec<Stage>) = all.partition(|stage| *stage >= Stage::WatchdogReset);
     let detail = format!("{starts} starts, {} of them left a mark", stages.len());
-    if stages.contains(&Stage::Panicked) {
-        return Why::new(Reason::Panicked, detail);
-    }
-    if stages.contains(&Stage::DeadlinePassed) {
-        return Why::new(Reason::DeadlineMissed, detail);
+    // In the order of belief: a panic may end by the watchdog, and so may a restart at the deadline.
+    for (stage, reason) in [
+        (Stage::Panicked, Reason::Panicked),
+        (Stage::DeadlinePassed, Reason::DeadlineMissed),
+        (Stage::WatchdogReset, Reason::WatchdogReset),
+    ] {
+        if ends.contains(&stage) || stages.contains(&stage) {
+            return Why::new(reason, detail);
+        }
     }
     let all_alike = stages.windows(2).all(|pair| pair[0] == pair[1]);
     let reason = match stages.first() {
@@ -239,7 +245,9 @@ fn evidence(state: &State, seen: &Observation, policy: &Policy) -> Why {
         Some(_) if stages.len() < starts => Reason::Inconclusive,
         Some(Stage::Initramfs) => Reason::DiedInInitramfs,
         Some(Stage::RootMounted) => Reason::DiedAfterRoot,
-        Some(Stage::BootCheck | Stage::DeadlinePassed | Stage::Panicked) => Reason::DiedInBootCheck,
+        Some(Stage::BootCheck | Stage::DeadlinePassed | Stage::WatchdogReset | Stage::Panicked) => {
+            Reason::DiedInBootCheck
+        }
     };
     Why::new(reason, detail)
 }

@@ -34,7 +34,8 @@ only separate; a missing part counts as `0`, and letters go after every number (
 ## What a trial died of
 
 Starts of a trial leave marks: initramfs, root mounted, health checks begun. A crash repeats itself, so it is believed
-when at least two starts were made and all ended at the same stage; a kernel's crash record is believed at once.
+when at least two starts were made and all ended at the same stage. A kernel's crash record and a reset by the watchdog are
+believed at once: no power cut leaves them behind.
 Everything else, such as three power cuts, is *inconclusive*: it is repeated at most twice, with a back-off that
 doubles, and then quarantined too.
 ";
@@ -422,6 +423,9 @@ fn what_a_trial_died_of_is_read_from_its_marks() {
         (&[RootMounted, BootCheck, RootMounted], Inconclusive, "as power cuts do"),
         (&[RootMounted, Stage::Panicked], Panicked, "a crash record is believed at once"),
         (&[RootMounted, DeadlinePassed], DeadlineMissed, "ended on purpose"),
+        (&[Stage::WatchdogReset], WatchdogReset, "the watchdog's word is believed at once"),
+        (&[Stage::WatchdogReset, Stage::Panicked], Panicked, "a panic that the watchdog ended"),
+        (&[DeadlinePassed, Stage::WatchdogReset], DeadlineMissed, "a restart that the watchdog ended"),
     ] {
         let mut seen = seen(Slot::A, SlotBoot::Good, SlotBoot::Bad);
         for (at, stage) in marks.iter().enumerate() {

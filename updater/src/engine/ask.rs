@@ -177,7 +177,9 @@ impl Engine<'_> {
         let verdict = match outcome.as_ref().map(|outcome| outcome.verdict) {
             Some(Verdict::Confirmed | Verdict::RolledBack) => BootVerdict::Confirmed,
             Some(Verdict::Returned) if self.run.health.is_some() => BootVerdict::Returning,
-            Some(Verdict::Returned) if is(&outcome, Reason::LoaderRefused) => BootVerdict::NotStarted,
+            Some(Verdict::Returned | Verdict::NotInstalled) if is(&outcome, Reason::LoaderRefused) => {
+                BootVerdict::NotStarted
+            }
             Some(Verdict::Returned | Verdict::Inconclusive) => BootVerdict::Returned,
             Some(Verdict::Stranded) => BootVerdict::Stranded,
             _ => BootVerdict::Nothing,

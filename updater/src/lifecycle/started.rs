@@ -286,6 +286,18 @@ fn settle(state: &State, seen: &Observation, policy: &Policy) -> (State, Action)
             };
             (state.clone(), action)
         }
+        // The loader hides an entry whose kernel is gone: it starts the old slot at once, and no try is spent. The release
+        // is not at fault; the next update finds what is missing when it reads the slot back.
+        Phase::Armed { release, slot: target, since, .. }
+            if *target == slot && since.boot_id != seen.now.boot_id =>
+        {
+            let detail = format!(
+                "slot {slot} was armed, and slot {} started: its entry or a boot file is gone",
+                seen.running
+            );
+            let why = Why::new(Reason::LoaderRefused, detail);
+            state.conclude(Verdict::NotInstalled, Some(release), slot, Some(why), None)
+        }
         // Disarmed by the time the state could be stored.
         Phase::Armed { slot: target, release, .. } if *target == slot && holds(release) => {
             (state.with(state.phase.unarmed()), Action::Nothing)

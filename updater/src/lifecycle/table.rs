@@ -103,6 +103,7 @@ fn starts() -> Vec<(&'static str, Observation)> {
     vec![
         ("a runs; b is empty", nothing),
         ("a runs; b holds 1.1, no entry", seen(A, Good, Empty)),
+        ("a runs; b holds 1.1, no entry, a later boot", later(seen(A, Good, Empty))),
         ("a runs; b is good", seen(A, Good, Good)),
         ("a runs; b is armed, the boot that armed", seen(A, Good, trial(3, 0))),
         ("a runs; b is armed, no try used, a later boot", later(seen(A, Good, trial(3, 0)))),

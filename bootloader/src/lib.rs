@@ -12,5 +12,7 @@ pub mod systemd_boot;
 mod command;
 mod slot_files;
 
+pub use slot_files::folder as slot_folder;
+
 #[cfg(test)]
 mod test_disk;

@@ -6,6 +6,7 @@
 pub mod cli;
 pub mod config;
 pub mod digest;
+pub mod doctor;
 pub mod engine;
 pub mod facts;
 #[cfg(test)]

@@ -199,6 +199,9 @@ reasons! {
     StateFull "state-full" 76
         "The state folder has no room for what an update needs."
         "Free space in the state folder, or provision a larger state partition."
+    NotUpdatable "not-updatable" 77
+        "Something stands in the way of updating this machine."
+        "Follow the remedies that `switchback doctor` lists."
     Unknown "unknown" 78
         "A reason that only another version of the updater knows."
         "Ask the version that recorded it: `switchback history` there."

@@ -22,12 +22,21 @@ pub fn install_loader(esp: &dyn EspDir, binary: &[u8], machine: Machine) -> Resu
     let head = &binary[..binary.len().min(pe::HEAD_BYTES as usize)];
     let not_bootable = |why| BootError::NotBootable { file: "the loader".to_string(), why };
     pe::check_head(head, machine).map_err(not_bootable)?;
-    let suffix = machine.suffix();
-    put(esp, &format!("EFI/systemd/systemd-boot{suffix}.efi"), binary)?;
+    let [own, removable] = paths(machine);
+    put(esp, &own, binary)?;
     put(esp, LOADER_CONF, LOADER_CONF_TEXT.as_bytes())?;
     esp.mkdir(super::entry::ENTRIES).map_err(at("creating", super::entry::ENTRIES))?;
     // Last: with this file the firmware finds the disk, and everything that it then needs is there.
-    put(esp, &format!("EFI/BOOT/BOOT{}.EFI", suffix.to_ascii_uppercase()), binary)
+    put(esp, &removable, binary)
+}
+
+/// Where the loader's binary lies: under its own name, and where firmware looks on a disk that it does not know.
+pub fn paths(machine: Machine) -> [String; 2] {
+    let suffix = machine.suffix();
+    [
+        format!("EFI/systemd/systemd-boot{suffix}.efi"),
+        format!("EFI/BOOT/BOOT{}.EFI", suffix.to_ascii_uppercase()),
+    ]
 }
 
 fn put(esp: &dyn EspDir, path: &str, bytes: &[u8]) -> Result<(), BootError> {

@@ -25,6 +25,7 @@ mod catalogue;
 pub mod entry;
 pub mod firmware;
 pub mod loader;
+pub mod look;
 pub mod pe;
 pub mod version;
 

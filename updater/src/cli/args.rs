@@ -99,6 +99,14 @@ pub enum Verb {
         #[arg(long)]
         no_reboot: bool,
     },
+    /// Look at everything that an update relies on and say what is missing; changes nothing
+    #[command(
+        after_help = "Works on any machine, also on one that was never made for Switchback. Each finding has a name, a \
+                            result (ok, note, warning, problem) and what to do. Exit code 0 when there is no problem, \
+                            77 otherwise. Nothing is written, mounted or locked.\n\nExamples:\n  switchback doctor\n  \
+                            switchback doctor --offline --json"
+    )]
+    Doctor(DoctorArgs),
     /// Make a blank disk or image file bootable from a release
     #[command(
         after_help = "Every size is checked before the first byte is written. Slot A is filled and confirmed, slot B is \
@@ -152,6 +160,14 @@ pub struct RollbackArgs {
     /// Reboot into the trial as soon as it is armed
     #[arg(long)]
     pub reboot: bool,
+}
+
+/// Options of `doctor`.
+#[derive(Debug, Args)]
+pub struct DoctorArgs {
+    /// Do not ask the registry
+    #[arg(long)]
+    pub offline: bool,
 }
 
 /// Options of `provision`.

@@ -6,6 +6,7 @@
 mod args;
 #[cfg(feature = "author")]
 mod container;
+mod doctor;
 #[cfg(feature = "author")]
 mod image;
 mod progress;
@@ -106,6 +107,7 @@ fn run(cli: &Cli) -> Result<Output, Failure> {
         Verb::Logs { release } => Request::Logs { release: release.clone() },
         Verb::Health => Request::Health,
         Verb::BootCheck { no_reboot } => Request::BootCheck { no_reboot: *no_reboot },
+        Verb::Doctor(doctor) => return Ok(doctor::run(doctor, cli.config.as_deref())),
         Verb::Provision(provision) => return provision::run(provision, &progress),
         #[cfg(feature = "author")]
         Verb::Image(verb) => return image::run(verb, &progress),

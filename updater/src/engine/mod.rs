@@ -18,6 +18,8 @@ use std::time::Instant;
 
 use switchback_partitions::slot::Slot;
 
+pub(crate) use self::observe::passport;
+
 use self::answers::{Answer, Reach, Request};
 use self::observe::Seen;
 use crate::config::Config;

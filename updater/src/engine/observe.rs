@@ -101,7 +101,7 @@ pub fn now(boot_id: String) -> Moment {
 }
 
 /// The verified release that a slot's documents name; `None` when the slot has none.
-fn passport(
+pub(crate) fn passport(
     bootloader: &dyn Bootloader,
     slot: Slot,
     trust: &Policy,

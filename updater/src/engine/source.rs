@@ -14,7 +14,7 @@ use crate::trust::Policy;
 use crate::trust::keys::PublicKey;
 
 /// Keys that an image brings, beneath its root.
-const TRUST_DIR: &str = "usr/lib/switchback/trust";
+pub(crate) const TRUST_DIR: &str = "usr/lib/switchback/trust";
 /// Bound of one key file in bytes.
 const KEY_BYTES_MAX: u64 = 64 * 1024;
 /// The most keys read from a folder.
@@ -35,7 +35,8 @@ pub fn policy_of(keys: &[PathBuf], threshold: usize) -> Result<Policy, Failure> 
     Policy::new(keys, threshold).map_err(|e| Failure::before(Reason::NoPolicy, e))
 }
 
-fn key(path: &Path) -> Result<PublicKey, Failure> {
+/// One public key.
+pub(crate) fn key(path: &Path) -> Result<PublicKey, Failure> {
     let failed = |detail: String| {
         Failure::refused(Why::new(
             Reason::NoPolicy,
@@ -47,7 +48,8 @@ fn key(path: &Path) -> Result<PublicKey, Failure> {
     PublicKey::from_pem(&pem).map_err(|e| failed(e.to_string()))
 }
 
-fn keys_in(folder: &Path) -> Result<Vec<PathBuf>, Failure> {
+/// The key files of a folder.
+pub(crate) fn keys_in(folder: &Path) -> Result<Vec<PathBuf>, Failure> {
     let entries = match std::fs::read_dir(folder) {
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(Vec::new()),
         other => other.map_err(|e| Failure::before(Reason::NoPolicy, e))?,

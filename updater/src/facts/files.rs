@@ -7,7 +7,8 @@ use std::io;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
-use super::{COPY_BYTES, FactsError, Store};
+use super::format::Image;
+use super::{COPY_BYTES, CopyState, FactsError, Store};
 
 const NAMES: [&str; 2] = ["facts-1", "facts-2"];
 
@@ -26,6 +27,19 @@ pub(super) fn open(folder: &Path) -> Result<[FileStore; 2], FactsError> {
         synced.map_err(|source| failed("flushing the folder", folder, source))?;
     }
     Ok(stores)
+}
+
+/// What each copy reads as. Opens for reading only and makes nothing.
+pub(super) fn look(folder: &Path) -> [(PathBuf, CopyState); 2] {
+    NAMES.map(|name| {
+        let path = folder.join(name);
+        let state = match File::open(&path) {
+            Ok(file) => CopyState::of(&Image::read(&FileStore(file))),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => CopyState::Absent,
+            Err(error) => CopyState::Unreadable(error.to_string()),
+        };
+        (path, state)
+    })
 }
 
 fn failed(doing: &'static str, path: &Path, source: io::Error) -> FactsError {

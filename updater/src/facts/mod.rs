@@ -89,6 +89,36 @@ pub fn is_full(error: &io::Error) -> bool {
     matches!(error.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded)
 }
 
+/// What one copy of the facts reads as, for a person who asks.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum CopyState {
+    /// No such file.
+    Absent,
+    /// It may not be read, or the medium fails.
+    Unreadable(String),
+    /// Space is reserved; nothing was ever written.
+    Blank,
+    /// Torn or worn: its checksum does not hold.
+    Damaged,
+    /// Whole; of two the higher generation counts.
+    Whole(u64),
+}
+
+impl CopyState {
+    fn of(image: &Image) -> CopyState {
+        match image {
+            Image::None => CopyState::Blank,
+            Image::Damaged => CopyState::Damaged,
+            Image::Whole { generation, .. } => CopyState::Whole(*generation),
+        }
+    }
+}
+
+/// Looks at both copies in `folder` and changes nothing, not even by making a file that is missing.
+pub fn look(folder: &Path) -> [(PathBuf, CopyState); 2] {
+    files::look(folder)
+}
+
 /// Something to remember.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Fact {

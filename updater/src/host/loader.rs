@@ -64,6 +64,24 @@ impl LoaderEvidence {
     }
 }
 
+/// What makes the loader start an entry whatever its counter says, and what it calls itself.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct LoaderSettings {
+    /// `LoaderInfo`: `systemd-boot 257.9`.
+    pub info: Option<String>,
+    /// Those of `LoaderEntryDefault`, `LoaderEntryOneShot` and `LoaderEntryPreferred` that are set, with their entry.
+    pub fixed: Vec<(&'static str, String)>,
+}
+
+impl LoaderSettings {
+    /// Reads the variables beneath `efivars`.
+    pub fn read(efivars: &Path) -> Self {
+        let names = ["LoaderEntryDefault", "LoaderEntryOneShot", "LoaderEntryPreferred"];
+        let fixed = names.into_iter().filter_map(|name| Some((name, variable(efivars, name)?)));
+        LoaderSettings { info: variable(efivars, "LoaderInfo"), fixed: fixed.collect() }
+    }
+}
+
 /// The slot in an entry's id `switchback-<slot>-<generation>`, with any folder before it and any counter after it.
 pub fn slot_of_entry(path: &str) -> Option<Slot> {
     let file = path.rsplit(['\\', '/']).next()?;
@@ -86,14 +104,21 @@ fn variable(efivars: &Path, name: &str) -> Option<String> {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
+pub(crate) mod fixture {
+    //! Variables as efivarfs shows them.
 
-    fn set(dir: &Path, name: &str, value: &str) {
+    /// Sets a variable of the loader.
+    pub fn set(dir: &std::path::Path, name: &str, value: &str) {
         let mut bytes = vec![6, 0, 0, 0];
         bytes.extend(value.encode_utf16().chain([0]).flat_map(u16::to_le_bytes));
-        std::fs::write(dir.join(format!("{name}-{LOADER_GUID}")), bytes).unwrap();
+        std::fs::write(dir.join(format!("{name}-{}", super::LOADER_GUID)), bytes).unwrap();
     }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::fixture::set;
+    use super::*;
 
     #[test]
     fn an_entry_of_ours_names_its_slot_in_every_form_a_loader_writes() {

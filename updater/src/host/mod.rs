@@ -117,7 +117,7 @@ pub fn open(config: &Config) -> Result<Box<dyn Machine>, HostError> {
 const BOARD_NAMES: [&str; 2] = ["A", "B"];
 
 /// The configured backend, with its files in `esp`.
-fn backend(boot: &config::Boot, esp: Arc<dyn EspDir>) -> Result<Arc<dyn Bootloader>, HostError> {
+pub(crate) fn backend(boot: &config::Boot, esp: Arc<dyn EspDir>) -> Result<Arc<dyn Bootloader>, HostError> {
     Ok(match boot.backend {
         BootBackend::SystemdBoot => Arc::new(SystemdBoot::new(esp, pe::Machine::host())),
         BootBackend::Custom => {

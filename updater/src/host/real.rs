@@ -62,15 +62,7 @@ impl RealMachine {
 
     /// A disk's layout by its name beneath `/dev`; only that of the configured disk when one is configured.
     fn read_layout(&self, disk: &str) -> Result<DiskLayout, String> {
-        let node = Path::new("/dev").join(disk);
-        if let Some(configured) = &self.machine.disk
-            && fs::canonicalize(configured).ok().as_deref() != Some(&*node)
-        {
-            return Err(format!("{disk} is not the configured disk {}", configured.display()));
-        }
-        let device = FileDevice::open(&node, Access::Read).map_err(|error| error.to_string())?;
-        let table = Table::read(&device).map_err(|error| error.to_string())?;
-        DiskLayout::discover(&table).map_err(|error| error.to_string())
+        layout_of(Path::new("/dev"), self.machine.disk.as_deref(), disk)
     }
 
     fn block_disk(&self, located: &Located) -> Result<BlockDisk, HostError> {
@@ -96,6 +88,19 @@ impl RealMachine {
         *esp = Some(mounted.clone());
         Ok(mounted)
     }
+}
+
+/// The layout of `disk` beneath `dev`, or a sentence why it has none for us. Opened for reading only.
+pub(crate) fn layout_of(dev: &Path, configured: Option<&Path>, disk: &str) -> Result<DiskLayout, String> {
+    let node = dev.join(disk);
+    if let Some(configured) = configured
+        && fs::canonicalize(configured).ok().as_deref() != Some(&*node)
+    {
+        return Err(format!("{disk} is not the configured disk {}", configured.display()));
+    }
+    let device = FileDevice::open(&node, Access::Read).map_err(|error| error.to_string())?;
+    let table = Table::read(&device).map_err(|error| error.to_string())?;
+    DiskLayout::discover(&table).map_err(|error| error.to_string())
 }
 
 impl Machine for RealMachine {

@@ -134,7 +134,7 @@ fn only_disk(questions: &Questions<'_>) -> Result<(String, DiskLayout), String> 
 }
 
 /// The slot that a command line of RAUC's kind names: `rauc.slot=A`, or a bootname that ends in it, `system-a`.
-fn slot_on_cmdline(text: &str) -> Option<Slot> {
+pub(crate) fn slot_on_cmdline(text: &str) -> Option<Slot> {
     let name = cmdline::last(text, "rauc.slot")?;
     name.rsplit(['-', '_', '.']).next()?.parse().ok()
 }

@@ -5,6 +5,7 @@
 //! from a stored flag. After a restart it is earned again.
 
 mod boot_files;
+pub mod contract;
 mod error;
 mod journal;
 mod pipeline;

@@ -10,16 +10,14 @@ use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
-use serde::Deserialize;
 use sha2::{Digest as _, Sha256};
 use uuid::Uuid;
 
 use super::file::{self, FileError};
 
-/// Where a root says that it knows the updater.
-pub const CONTRACT_PATH: &str = "usr/lib/switchback/contract";
-/// The contract that this updater keeps.
-pub const CONTRACT: u64 = 1;
+use crate::install::contract::ContractFile;
+pub use crate::install::contract::{CONTRACT, CONTRACT_PATH};
+
 /// Every image is whole blocks of this many bytes, the data block of its dm-verity tree.
 pub const BLOCK_BYTES: u64 = 4096;
 
@@ -143,12 +141,8 @@ enum Owners {
     AllRoot,
 }
 
-#[derive(Deserialize)]
-struct ContractFile {
-    contract: u64,
-}
-
-/// Reads a small text file as the booted root would see it.
+/// Reads a small text file as the booted root would see it: an absolute symbolic link inside the folder must not lead
+/// to the build machine's own files.
 fn read_inside(folder: &Path, path: &str) -> io::Result<String> {
     let mut text = String::new();
     let file = file::open_inside(folder, Path::new(path))?;

@@ -4,7 +4,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help build demo demo-boot test test-all boot-test check bench device lab lab-parts
+.PHONY: help build demo demo-boot test test-all boot-test check bench deb deb-test device lab lab-parts
 
 TARGET := x86_64-unknown-linux-gnu
 DEVICE := target/$(TARGET)/device/switchback
@@ -19,6 +19,12 @@ device:         ## the device's binary: static, small, without the author's verb
 	RUSTFLAGS="-C target-feature=+crt-static" cargo build --locked --profile device --no-default-features \
 	    --target $(TARGET) -p switchback
 	@ls -l $(DEVICE)
+
+deb: device     ## the Debian package: target/debian/switchback_VERSION_ARCHITECTURE.deb
+	packaging/deb $(DEVICE) target/debian
+
+deb-test: lab-parts device  ## the package in a fresh Debian 12: installed, used, removed, purged; needs root
+	cargo test --locked -q -p switchback-tests --test package
 
 demo:           ## the life of an update on an image file: no root, no network, no virtual machine
 	cargo build --locked -p switchback -p switchback-tests --bins
@@ -39,7 +45,7 @@ test: lab       ## everything that must pass before a change lands, a sample of 
 boot-test: lab  ## every scenario of the boot lab
 	cargo test --locked -q -p switchback-tests --test boot -- --all
 
-test-all: test check boot-test  ## all of the above, and the checks
+test-all: test check boot-test deb-test  ## all of the above, and the checks
 
 check:          ## format, lints, licences, the repository's own rules
 	cargo fmt --all --check

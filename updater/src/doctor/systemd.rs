@@ -71,15 +71,15 @@ fn boot_check(place: &Place) -> Finding {
 
 fn deadline(place: &Place) -> Finding {
     let subject = Group::Return.at("trial-deadline", DEADLINE);
-    let found = match unit(place, DEADLINE) {
+    let (found, before) = match unit(place, DEADLINE) {
         Unit::Installed if !wanted_by(place, DEADLINE).is_empty() => return subject.ok("enabled"),
-        Unit::Installed => "installed and not enabled",
-        Unit::Masked => "masked",
-        Unit::Absent => "not installed",
+        Unit::Installed => ("installed and not enabled", ""),
+        Unit::Masked => ("masked", "`systemctl unmask` it, and then: "),
+        Unit::Absent => ("not installed", "Install the units of Switchback, and then: "),
     };
     subject.warning(
         format!("{found}: a trial whose updater never starts is not ended"),
-        format!("Install the units of Switchback and run `systemctl enable {DEADLINE}`."),
+        format!("{before}`systemctl enable {DEADLINE}`."),
     )
 }
 

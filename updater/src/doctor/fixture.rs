@@ -3,9 +3,9 @@
 //! Not here: what a test breaks. Rule: real formats: a real partition table, real FAT, files as the kernel shows them.
 
 use std::fs;
-use std::os::unix::fs::{MetadataExt as _, symlink};
+use std::os::unix::fs::{FileExt as _, MetadataExt as _, symlink};
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use serde_json::json;
 use switchback_bootloader::esp::{EspDir, FatEsp};
@@ -46,17 +46,17 @@ impl Fixture {
     /// A machine on which everything is as it should be; nobody signed what its slots hold.
     pub fn healthy() -> Fixture {
         let dir = tempfile::tempdir().unwrap();
-        let layout = disk(dir.path());
+        let model = MODEL.get_or_init(Model::make);
+        model.unpack(dir.path());
         let place = Place {
             root: dir.path().to_owned(),
             root_device: Some(ROOT),
             now_unix_secs: NOW,
             offline: false,
         };
-        let fixture = Fixture { dir, layout, place };
+        let fixture = Fixture { dir, layout: model.layout.clone(), place };
         fixture.kernel();
         fixture.firmware();
-        fixture.boot_partition();
         fixture.userland();
         fixture
     }
@@ -115,9 +115,7 @@ impl Fixture {
 
     /// Writes a file on the boot partition.
     pub fn esp_write(&self, path: &str, bytes: &[u8]) {
-        let esp = self.esp();
-        esp.mkdir(path.rsplit_once('/').unwrap().0).unwrap();
-        esp.write_tmp(path, &mut &*bytes).unwrap();
+        write_to(&self.esp(), path, bytes);
     }
 
     /// Everything that is found.
@@ -180,17 +178,6 @@ impl Fixture {
         self.variable("LoaderEntrySelected", "switchback-a-1.conf");
     }
 
-    fn boot_partition(&self) {
-        let binary = pe::sample(Machine::host(), b"#### LoaderInfo: systemd-boot 262.1 ####");
-        install_loader(&self.esp(), &binary, Machine::host()).unwrap();
-        for (slot, entry) in ["a", "b"].into_iter().zip(ENTRIES) {
-            self.esp_write(&format!("switchback/{slot}/linux"), &[7; 5 << 20]);
-            let text =
-                format!("title {slot}\nsort-key switchback\nversion 1\nlinux /switchback/{slot}/linux\n");
-            self.esp_write(entry, text.as_bytes());
-        }
-    }
-
     fn userland(&self) {
         let root = self.dir.path().display();
         let config = format!(
@@ -219,10 +206,6 @@ impl Fixture {
             "[Manager]\nRuntimeWatchdogSec=60s\n",
         );
         self.write("run/systemd/timesync/synchronized", "");
-        fs::create_dir_all(self.path("state")).unwrap();
-        let mut facts = Facts::open(&self.path("state")).unwrap();
-        facts.add(&Fact::Released(Digest::of(b"")), 1).unwrap();
-        facts.add(&mark(), 1).unwrap();
         self.source();
     }
 
@@ -258,20 +241,79 @@ pub fn key(seed: u8) -> String {
     pem_rfc7468::encode_string("PUBLIC KEY", pem_rfc7468::LineEnding::LF, &der).unwrap()
 }
 
-/// A disk of ours as `/dev/vda`.
-fn disk(root: &Path) -> DiskLayout {
-    let dev = root.join("dev");
-    fs::create_dir(&dev).unwrap();
-    let path = dev.join("vda");
-    fs::File::create(&path).unwrap().set_len(DISK_BYTES).unwrap();
+/// The files that are made with flushes, made once: fifty machines that flush would wait for the disk most of the time.
+static MODEL: OnceLock<Model> = OnceLock::new();
+/// The disk and both copies of the facts.
+const MODELLED: [&str; 3] = ["dev/vda", "state/facts-1", "state/facts-2"];
+const PIECE_BYTES: usize = 64 << 10;
+
+/// Bytes and their offset.
+type Piece = (u64, Vec<u8>);
+
+struct Model {
+    layout: DiskLayout,
+    /// Of each file its length and what is not zero in it.
+    files: Vec<(u64, Vec<Piece>)>,
+}
+
+impl Model {
+    fn make() -> Model {
+        let dir = tempfile::tempdir().unwrap();
+        for folder in ["dev", "state"] {
+            fs::create_dir(dir.path().join(folder)).unwrap();
+        }
+        let layout = disk(&dir.path().join("dev/vda"));
+        let mut facts = Facts::open(&dir.path().join("state")).unwrap();
+        facts.add(&Fact::Released(Digest::of(b"")), 1).unwrap();
+        facts.add(&mark(), 1).unwrap();
+        let files = MODELLED.map(|path| {
+            let bytes = fs::read(dir.path().join(path)).unwrap();
+            let pieces = bytes
+                .chunks(PIECE_BYTES)
+                .enumerate()
+                .filter(|(_, piece)| piece.iter().any(|byte| *byte != 0));
+            let pieces = pieces.map(|(index, piece)| ((index * PIECE_BYTES) as u64, piece.to_vec()));
+            (bytes.len() as u64, pieces.collect())
+        });
+        Model { layout, files: files.into() }
+    }
+
+    fn unpack(&self, root: &Path) {
+        for (path, (len, pieces)) in MODELLED.iter().zip(&self.files) {
+            let path = root.join(path);
+            fs::create_dir_all(path.parent().unwrap()).unwrap();
+            let file = fs::File::create(path).unwrap();
+            file.set_len(*len).unwrap();
+            for (offset, piece) in pieces {
+                file.write_all_at(piece, *offset).unwrap();
+            }
+        }
+    }
+}
+
+/// A disk of ours with a loader and an entry for each slot.
+fn disk(path: &Path) -> DiskLayout {
+    fs::File::create(path).unwrap().set_len(DISK_BYTES).unwrap();
     let request = Request {
         esp_bytes: 40 * MIB,
         slot_bytes: 8 * MIB,
         state_bytes: 16 * MIB,
         ..Request::usual(DISK_BYTES, 512)
     };
-    let disk = ImageDisk::open(&path, 512).unwrap();
+    let disk = ImageDisk::open(path, 512).unwrap();
     let layout = Plan::new(&request).unwrap().execute(&disk, Existing::Refuse).unwrap();
-    disk.whole().unwrap().flush().unwrap();
+    let esp = FatEsp::new(disk.partition(&layout.esp).unwrap());
+    let binary = pe::sample(Machine::host(), b"#### LoaderInfo: systemd-boot 262.1 ####");
+    install_loader(&esp, &binary, Machine::host()).unwrap();
+    for (slot, entry) in ["a", "b"].into_iter().zip(ENTRIES) {
+        let text = format!("title {slot}\nsort-key switchback\nversion 1\nlinux /switchback/{slot}/linux\n");
+        write_to(&esp, &format!("switchback/{slot}/linux"), &[7; 64 << 10]);
+        write_to(&esp, entry, text.as_bytes());
+    }
     layout
+}
+
+fn write_to(esp: &FatEsp, path: &str, bytes: &[u8]) {
+    esp.mkdir(path.rsplit_once('/').unwrap().0).unwrap();
+    esp.write_tmp(path, &mut &*bytes).unwrap();
 }

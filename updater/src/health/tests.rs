@@ -109,6 +109,20 @@ async fn only_the_last_output_of_a_noisy_command_is_kept() {
 }
 
 #[tokio::test]
+async fn the_last_words_of_a_program_are_bounded_and_one_that_fails_has_none() {
+    let context = context(std::path::Path::new("/"));
+    for (line, words) in [
+        ("seq 100000", "99999\n100000"),
+        ("echo short", "short"),
+        ("echo some; exit 1", ""),
+        ("no-such-program-at-all", ""),
+    ] {
+        let argv = ["sh", "-c", line].map(String::from);
+        assert_eq!(command::last_words(&argv, &context, 13).await, words, "{line}");
+    }
+}
+
+#[tokio::test]
 async fn a_command_whose_child_keeps_the_output_open_ends_when_it_ends() {
     let start = Instant::now();
     let report = run_all(&command("sleep 5 & exit 0")).await;

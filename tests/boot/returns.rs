@@ -74,9 +74,10 @@ pub fn hangs_early(scene: &mut Scene) -> Result<()> {
     comes_back(scene, Bad { comes_up: false, ..Bad::spends_every_try(Temper::HangsEarly, "died-early") })
 }
 
-/// Nothing runs any more, the keeper of the watchdog neither: the watchdog has to end it.
+/// Nothing runs any more, the keeper of the watchdog neither: the watchdog has to end it, and its driver says so after
+/// the reset: no guess from marks.
 pub fn freezes(scene: &mut Scene) -> Result<()> {
-    comes_back(scene, Bad::spends_every_try(Temper::Freezes, "died-after-root"))
+    comes_back(scene, Bad::spends_every_try(Temper::Freezes, "watchdog-reset"))
 }
 
 /// The image has no updater, so nobody judges the trial.

@@ -1,12 +1,11 @@
 //! Can the clock be right?
 //!
-//! Not here: setting it. Rule: a clock before this program was made is wrong; TLS would refuse every certificate.
+//! Not here: setting it. Rule: a clock before this program was built is wrong.
 
 use super::finding::{Finding, Group};
 use super::place::{Place, Seen};
+use crate::host::clock::built_unix_secs;
 
-/// 2026-11-01: this version was not written before. A build that sets `SOURCE_DATE_EPOCH` knows better.
-const WRITTEN_UNIX_SECS: i64 = 1_793_491_200;
 /// Nobody runs the same updater for that long.
 const AGE_SECS_MAX: i64 = 20 * 365 * 24 * 60 * 60;
 /// What services leave when the clock is set, or while they look after it.
@@ -23,22 +22,19 @@ pub fn findings(seen: &Seen<'_>) -> Vec<Finding> {
     if seen.is_image() { vec![time] } else { vec![time, synchronised(seen.place)] }
 }
 
-/// When this program was built, as far as it knows.
-fn built_unix_secs() -> i64 {
-    let said = option_env!("SOURCE_DATE_EPOCH").and_then(|text| text.parse().ok());
-    said.unwrap_or(WRITTEN_UNIX_SECS).max(WRITTEN_UNIX_SECS)
-}
-
 fn time(now: i64) -> Finding {
     let subject = Group::Source.at("clock", "the system clock");
     let words =
         |secs| jiff::Timestamp::from_second(secs).map_or_else(|_| secs.to_string(), |at| at.to_string());
-    let remedy = "Set it: `timedatectl set-time`, or a service that does; certificates are judged by it.";
+    let remedy = "Set it: `timedatectl set-time`, or a service that does.";
+    let built = i64::try_from(built_unix_secs()).unwrap_or(0);
     match now {
-        _ if now < built_unix_secs() => {
-            subject.problem(format!("{}, which is before this updater was built", words(now)), remedy)
-        }
-        _ if now > built_unix_secs() + AGE_SECS_MAX => subject
+        // Certificates are judged by the build's time then, so that an update is still to be had.
+        _ if now < built => subject.warning(
+            format!("{}, which is before this updater was built; history and back-off go by it", words(now)),
+            remedy,
+        ),
+        _ if now > built + AGE_SECS_MAX => subject
             .problem(format!("{}, which is too far from when this updater was built", words(now)), remedy),
         _ => subject.ok("can be right"),
     }

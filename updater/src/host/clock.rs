@@ -7,7 +7,7 @@
 use std::time::{SystemTime, UNIX_EPOCH};
 
 /// When this program was built, in seconds since 1970.
-fn built_unix_secs() -> u64 {
+pub fn built_unix_secs() -> u64 {
     env!("SWITCHBACK_BUILT_UNIX_SECS").parse().unwrap_or(0)
 }
 

@@ -169,7 +169,7 @@ fn other_bytes_than_promised_are_refused_before_they_count() {
     assert!(matches!(error, ContainerError::Registry(RegistryError::Mismatch { .. })), "{error}");
     std::fs::write(&blob, &packed[..100]).unwrap();
     let error = stage.unpack(digest).unwrap_err();
-    assert!(matches!(error, ContainerError::Registry(RegistryError::Broken { .. })), "{error}");
+    assert!(matches!(error, ContainerError::Registry(RegistryError::Length { .. })), "{error}");
     std::fs::remove_file(&blob).unwrap();
     assert!(matches!(stage.unpack(digest), Err(ContainerError::Registry(error)) if error.is_absent()));
 

@@ -52,3 +52,17 @@ fn the_health_check_gates_the_confirmation_by_systemd() {
     assert!(service.contains("Before=boot-complete.target\n"));
     assert!(service.contains("RequiredBy=boot-complete.target\n"));
 }
+
+#[test]
+fn the_health_check_waits_for_a_state_partition_that_the_system_mounts() {
+    let state_dir = switchback::config::Machine::default().state_dir;
+    let mount = state_dir.to_string_lossy().trim_start_matches('/').replace('/', "-") + ".mount";
+    assert!(unit(UNITS[0]).contains(&format!("After={mount}\n")));
+    // The recipe mounts it there, and after `/var`, which would hide it.
+    let recipe = Path::new(env!("CARGO_MANIFEST_DIR")).join("../docs/src/recipes/debian-trixie");
+    let recipe = std::fs::read_to_string(recipe).unwrap();
+    let mounts = |label: &str, dir: &str| {
+        recipe.lines().any(|line| line.split_whitespace().take(2).eq([&*format!("PARTLABEL={label}"), dir]))
+    };
+    assert!(mounts("data", "/var") && mounts("state", &state_dir.to_string_lossy()), "{recipe}");
+}

@@ -21,6 +21,8 @@ mod recipes;
 mod returns;
 #[path = "boot/scene.rs"]
 mod scene;
+#[path = "boot/systemd.rs"]
+mod systemd;
 #[path = "boot/witness.rs"]
 mod witness;
 
@@ -49,6 +51,8 @@ const fn row(name: &'static str, sample: bool, run: fn(&mut Scene) -> Result<()>
 
 /// Longest first, so that two at a time end together.
 const SCENARIOS: &[Scenario] = &[
+    row("systemd_failing_unit_comes_back_with_bless_boot", false, systemd::with_bless_boot),
+    row("systemd_failing_unit_comes_back_without_bless_boot", false, systemd::without_bless_boot),
     row("freeze_ends_by_the_watchdog", false, returns::freezes),
     row("rollback_and_update_again_five_times", false, good::five_cycles),
     row("hang_ends_by_the_deadline", false, returns::hangs),

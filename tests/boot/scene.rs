@@ -10,7 +10,7 @@ use anyhow::{Context as _, Result, ensure};
 use serde_json::Value;
 use switchback_tests::lab::fixtures::Lab;
 use switchback_tests::lab::qemu::{Answer, BOOT_TIMEOUT, Hardware, Machine, Vm};
-use switchback_tests::lab::release::{Loader, Recipe};
+use switchback_tests::lab::release::{Loader, Release};
 use switchback_tests::lab::tools;
 
 /// How long a command in the guest may take, a whole update included.
@@ -52,13 +52,13 @@ impl<'a> Scene<'a> {
     }
 
     /// Brings in a machine whose slot A was provisioned with `recipe`, and switches it on.
-    pub fn power_on_with(&mut self, recipe: &Recipe, loader: Loader, watchdog: bool) -> Result<()> {
+    pub fn power_on_with(&mut self, recipe: &dyn Release, loader: Loader, watchdog: bool) -> Result<()> {
         let disk = self.folder.join("disk.img");
         self.lab.disk(recipe, loader, &disk)?;
         let hardware = Hardware { watchdog, echo: self.echo, ..self.lab.hardware(&self.name) };
         self.machine = Some(Machine::new(&self.folder, &disk, hardware)?);
         self.power_on()?;
-        self.expect_ready(recipe.version)
+        self.expect_ready(recipe.version())
     }
 
     /// Exchanges hardware of the machine, which is off.
@@ -75,7 +75,7 @@ impl<'a> Scene<'a> {
     }
 
     /// Publishes a release on this scene's channel; returns its digest.
-    pub fn publish(&self, recipe: &Recipe) -> Result<String> {
+    pub fn publish(&self, recipe: &dyn Release) -> Result<String> {
         self.lab.publish(recipe, &self.name)
     }
 
@@ -179,7 +179,9 @@ impl<'a> Scene<'a> {
     pub fn power_off(&mut self) -> Result<&Path> {
         let vm = self.vm.take().context("the machine is off")?;
         self.earlier_boots += vm.console().count(FIRMWARE_MARK)?;
-        vm.start("cd /; sync; umount /var/lib/switchback; sync; poweroff -f")?;
+        // systemd unmounts everything in its own order, the ESP too; its `poweroff -f` would not.
+        let order = "[ ! -d /run/systemd/system ] || exec systemctl poweroff";
+        vm.start(&format!("cd /; sync; {order}; umount /var/lib/switchback; sync; poweroff -f"))?;
         vm.wait_off(BOOT_TIMEOUT)?;
         self.machine.as_ref().map(Machine::disk).context("the scene has no machine yet")
     }

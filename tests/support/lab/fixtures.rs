@@ -13,7 +13,7 @@ use tempfile::TempDir;
 
 use super::qemu::Hardware;
 use super::registry::Registry;
-use super::release::{self, Loader, Recipe};
+use super::release::{Loader, Release};
 use super::tools;
 
 /// Folders of runs begin with this.
@@ -73,8 +73,8 @@ impl Lab {
 
     /// Pushes the release to the repository `name`, tagged `stable` and with its version, and signs it with cosign.
     /// Returns its digest.
-    pub fn publish(&self, recipe: &Recipe, name: &str) -> Result<String> {
-        self.publish_layout(&self.release(recipe)?, recipe.version, name)
+    pub fn publish(&self, recipe: &dyn Release, name: &str) -> Result<String> {
+        self.publish_layout(&self.release(recipe)?, recipe.version(), name)
     }
 
     /// The same for a release that was made otherwise, in an OCI layout folder under its version.
@@ -93,7 +93,7 @@ impl Lab {
     }
 
     /// A copy of a disk that was provisioned with `recipe` and `loader`, at `copy`.
-    pub fn disk(&self, recipe: &Recipe, loader: Loader, copy: &Path) -> Result<()> {
+    pub fn disk(&self, recipe: &dyn Release, loader: Loader, copy: &Path) -> Result<()> {
         let disk = self.once(&format!("disk-{}-{loader:?}", recipe.name()), |disk| {
             let name = format!("factory-{}-{loader:?}", recipe.name()).to_lowercase();
             self.publish(recipe, &name)?;
@@ -102,11 +102,11 @@ impl Lab {
                 "--size",
                 "2G",
                 "--slot-size",
-                "64M",
+                recipe.slot_size(),
                 "--state-size",
                 "64M",
             ]);
-            provision.args(["--release", &format!("{}/{name}:{}", self.registry.host(), recipe.version)]);
+            provision.args(["--release", &format!("{}/{name}:{}", self.registry.host(), recipe.version())]);
             provision.args(["--plain-http", &self.registry.host(), "--trust"]).arg(self.key());
             if loader == Loader::V257 {
                 provision.arg("--loader").arg(tools::fetched("systemd257")?);
@@ -116,11 +116,12 @@ impl Lab {
         tools::run(Command::new("cp").arg("--sparse=always").arg(disk).arg(copy)).map(drop)
     }
 
-    fn release(&self, recipe: &Recipe) -> Result<PathBuf> {
-        self.once(&format!("release-{}", recipe.name()), |layout| release::build(recipe, &self.key(), layout))
+    fn release(&self, recipe: &dyn Release) -> Result<PathBuf> {
+        self.once(&format!("release-{}", recipe.name()), |layout| recipe.build(self, layout))
     }
 
-    fn once(&self, name: &str, make: impl FnOnce(&Path) -> Result<()>) -> Result<PathBuf> {
+    /// What `make` makes at a path of this run, made once.
+    pub(super) fn once(&self, name: &str, make: impl FnOnce(&Path) -> Result<()>) -> Result<PathBuf> {
         let made = self
             .made
             .lock()

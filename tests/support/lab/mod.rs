@@ -3,6 +3,7 @@
 //! Not here: the scenarios (`tests/boot`). Rule: what the lab makes lies in `.lab`, and what it starts ends with it.
 
 pub mod containers;
+pub mod debian;
 pub mod fixtures;
 mod initramfs;
 pub mod qemu;

@@ -10,6 +10,7 @@ use std::process::Command;
 
 use anyhow::{Context as _, Result};
 
+use super::fixtures::Lab;
 use super::{initramfs, tools};
 
 /// Short, so that a scenario does not wait; long enough for a busy host.
@@ -96,6 +97,18 @@ pub enum Loader {
     V257,
 }
 
+/// A release that the lab can build, whatever its root is made of.
+pub trait Release {
+    /// A name that no other release has.
+    fn name(&self) -> String;
+    /// Its version.
+    fn version(&self) -> &str;
+    /// How large the slots of a disk for it are, as `provision` reads it.
+    fn slot_size(&self) -> &'static str;
+    /// Builds it as an OCI layout folder at `layout`, tagged with its version. Its root trusts the lab's key.
+    fn build(&self, lab: &Lab, layout: &Path) -> Result<()>;
+}
+
 /// What tells one release from another.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Recipe {
@@ -112,15 +125,28 @@ impl Recipe {
     pub fn new(version: &'static str, temper: Temper) -> Recipe {
         Recipe { version, temper, kernel: Kernel::V6_1 }
     }
+}
 
-    /// A name that no other recipe has.
-    pub fn name(&self) -> String {
+impl Release for Recipe {
+    fn name(&self) -> String {
         format!("{}-{}-{}", self.version, self.temper.word(), self.kernel.name())
+    }
+
+    fn version(&self) -> &str {
+        self.version
+    }
+
+    fn slot_size(&self) -> &'static str {
+        "64M"
+    }
+
+    fn build(&self, lab: &Lab, layout: &Path) -> Result<()> {
+        build(self, &lab.key(), layout)
     }
 }
 
 /// Builds the release as an OCI layout folder at `layout`, tagged with its version. Its root trusts `key`.
-pub fn build(recipe: &Recipe, key: &Path, layout: &Path) -> Result<()> {
+fn build(recipe: &Recipe, key: &Path, layout: &Path) -> Result<()> {
     let root = tempfile::Builder::new().prefix("lab-root").tempdir()?;
     write_root(root.path(), recipe, key)?;
     let mut command = build_command(root.path(), recipe)?;
@@ -183,14 +209,24 @@ pub fn write_root(root: &Path, recipe: &Recipe, key: &Path) -> Result<()> {
     }
     copy(key, &root.join("usr/lib/switchback/trust/lab.pub"), 0o644)?;
     write(root, "sbin/init", include_str!("guest-init"), 0o755)?;
-    let (version, temper) = (recipe.version, recipe.temper.word());
-    write(root, "etc/lab", &format!("LAB_VERSION={version}\nLAB_TEMPER={temper}\n"), 0o644)?;
+    write_guest_parts(root, recipe.version, recipe.temper.word())?;
+    let version = recipe.version;
     write(root, "etc/os-release", &format!("ID=lab\nNAME=Lab\nVERSION_ID={version}\n"), 0o644)?;
-    write(root, "etc/switchback/lab.template", CONFIG, 0o644)?;
-    // The registry's address is the machine's, not the release's: it is known at boot.
-    symlink("/run/lab/config.toml", root.join("etc/switchback/config.toml"))?;
     write(root, "usr/lib/switchback/health.d/lab.toml", HEALTH, 0o644)?;
     write(root, "bin/lab-health", HEALTH_SCRIPT, 0o755)
+}
+
+/// What every guest of the lab has, whatever its init is.
+pub(super) fn write_guest_parts(root: &Path, version: &str, temper: &str) -> Result<()> {
+    write(root, "usr/bin/lab-guest", include_str!("lab-guest"), 0o755)?;
+    write(root, "etc/lab", &format!("LAB_VERSION={version}\nLAB_TEMPER={temper}\n"), 0o644)?;
+    write(root, "etc/switchback/lab.template", CONFIG, 0o644)?;
+    // The registry's address is the machine's, not the release's: it is known at boot.
+    let config = root.join("etc/switchback/config.toml");
+    if config.exists() {
+        fs::remove_file(&config)?;
+    }
+    Ok(symlink("/run/lab/config.toml", config)?)
 }
 
 const CONFIG: &str = r#"[source]
@@ -222,7 +258,8 @@ fn copy(from: &Path, to: &Path, mode: u32) -> Result<()> {
     Ok(fs::set_permissions(to, fs::Permissions::from_mode(mode))?)
 }
 
-fn write(root: &Path, path: &str, text: &str, mode: u32) -> Result<()> {
+/// Writes a file of the root.
+pub(super) fn write(root: &Path, path: &str, text: &str, mode: u32) -> Result<()> {
     let file = root.join(path);
     fs::write(&file, text)?;
     Ok(fs::set_permissions(&file, fs::Permissions::from_mode(mode))?)

@@ -139,6 +139,9 @@ reasons! {
     RebootFailed "reboot-failed" 48
         "The machine could not be told to restart."
         "Restart it by hand, or correct `reboot` under [machine]."
+    SlotDamaged "slot-damaged" 49
+        "A slot does not hold any more what was signed."
+        "The other slot: update again, which writes it anew. The running slot: update, and replace the disk."
 
     // 50–59: the trial.
     HealthFailed "health-failed" 50
@@ -208,6 +211,11 @@ reasons! {
     Internal "internal" 79
         "The updater broke one of its own rules."
         "Report it with the message; the running slot was not touched."
+
+    // 80–89: what was asked.
+    Ambiguous "ambiguous" 80
+        "What was named means more than one release."
+        "Name one of the digests that the message lists."
 }
 
 /// A name of another version is no error: a machine that returned to an older updater must still understand that its

@@ -5,8 +5,13 @@ use std::process::Command;
 
 use switchback::init::{ON_TRIAL, keeper};
 
-const UNITS: [&str; 3] =
-    ["switchback-boot-check.service", "switchback-trial-deadline.service", "switchback-trial-deadline.timer"];
+const UNITS: [&str; 5] = [
+    "switchback-boot-check.service",
+    "switchback-trial-deadline.service",
+    "switchback-trial-deadline.timer",
+    "switchback-verify.service",
+    "switchback-verify.timer",
+];
 
 fn unit(name: &str) -> String {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("units").join(name);

@@ -92,6 +92,9 @@ impl Debian {
         write(root, "usr/lib/switchback/health.d/lab.toml", HEALTH, 0o644)?;
         write(root, "usr/bin/lab-app", APP, 0o755)?;
         write(root, "usr/lib/systemd/system.conf.d/20-lab.conf", PATIENCE, 0o644)?;
+        let timer = "usr/lib/systemd/system/switchback-trial-deadline.timer.d";
+        fs::create_dir_all(root.join(timer))?;
+        write(root, &format!("{timer}/lab.conf"), DEADLINE, 0o644)?;
         for (unit, wanted_by, text) in UNITS {
             write(root, &format!("usr/lib/systemd/system/{unit}"), text, 0o644)?;
             let wants = root.join(format!("etc/systemd/system/{wanted_by}.wants"));
@@ -126,6 +129,9 @@ const APP: &str = r#"#!/bin/sh
 /// A busy host needs longer than systemd waits for a device, and what a service does at its end is nobody's wish here.
 const PATIENCE: &str =
     "[Manager]\nDefaultTimeoutStartSec=300\nDefaultDeviceTimeoutSec=300\nDefaultTimeoutStopSec=20\n";
+
+/// As long as the lab's `[boot] trial_deadline`. The empty line takes the unit's own away.
+const DEADLINE: &str = "[Timer]\nOnBootSec=\nOnBootSec=40min\n";
 
 /// The recipe's root, made once a run.
 fn base(lab: &Lab) -> Result<PathBuf> {

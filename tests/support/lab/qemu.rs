@@ -21,8 +21,8 @@ use tempfile::TempDir;
 use super::serial::Serial;
 use super::tools;
 
-/// How long a boot may take on a busy host, firmware to commands. An idle one needs 8 seconds.
-pub const BOOT_TIMEOUT: Duration = Duration::from_secs(300);
+/// How long a boot may take on a busy host, firmware to commands. An idle one needs 8 seconds, and a minute with systemd.
+pub const BOOT_TIMEOUT: Duration = Duration::from_secs(600);
 
 /// How many machines may run on this host at once: each takes a whole core under emulation.
 const MACHINES_MAX: usize = 2;

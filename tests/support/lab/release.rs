@@ -235,6 +235,10 @@ plain_http = ["REGISTRY"]
 
 [machine]
 product = "lab"
+
+# Emulated, on a busy host, a start of systemd has been seen to take eight minutes.
+[boot]
+trial_deadline = "40m"
 "#;
 
 const HEALTH: &str = r#"[[check]]

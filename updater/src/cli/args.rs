@@ -6,6 +6,7 @@
 use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
+use switchback_partitions::slot::Slot;
 
 #[cfg(feature = "author")]
 use crate::publish::container::Platform;
@@ -91,6 +92,37 @@ pub enum Verb {
         #[arg(value_name = "VERSION|DIGEST")]
         release: Option<String>,
     },
+    /// Releases that failed here and are not taken again; an operator may release one
+    #[command(subcommand)]
+    Quarantine(QuarantineVerb),
+    /// Read all of both slots and compare every byte with what was signed; changes nothing
+    #[command(
+        after_help = "An empty slot is no fault. A damaged one is exit code 49: the other slot is written anew by the next \
+                            update, a damaged running slot calls for a new disk. \
+                            `switchback-verify.timer` does this once a week.\n\nExamples:\n  switchback verify\n  \
+                            switchback verify b"
+    )]
+    Verify {
+        /// Only this slot
+        #[arg(value_name = "a|b")]
+        slot: Option<Slot>,
+    },
+    /// Bring the machine to what a file says and say whether that changed anything; for configuration management
+    #[command(
+        after_help = "The file:\n  release = \"1.2\"     # a tag, a digest (@sha256:…) or a whole reference, as for `update \
+                            --to`\n  reboot = true       # restart into the trial; without it the next reboot is the \
+                            trial\n\nWhat is there already is not done again: a second run says that nothing changed. \
+                            With --detailed-exitcode 2 means changed.\n\nExample:\n  switchback --detailed-exitcode apply \
+                            desired.toml"
+    )]
+    Apply {
+        /// The desired state (TOML)
+        #[arg(value_name = "FILE")]
+        file: PathBuf,
+        /// Say what would be done; change nothing
+        #[arg(long)]
+        dry_run: bool,
+    },
     /// Run the health checks now and list every failure; changes nothing
     Health,
     /// After each boot: observe, health-check, confirm or return (called by the system, not by people)
@@ -118,9 +150,38 @@ pub enum Verb {
     #[cfg(feature = "author")]
     #[command(subcommand)]
     Image(ImageVerb),
+    /// Print a completion script for a shell
+    #[command(
+        after_help = "Examples:\n  switchback completions bash >/etc/bash_completion.d/switchback\n  switchback \
+                            completions fish >~/.config/fish/completions/switchback.fish"
+    )]
+    Completions {
+        /// The shell
+        shell: clap_complete::Shell,
+    },
+    /// Write the manual pages, one for each verb
+    Man {
+        /// The folder they go to; it is made when it is missing
+        #[arg(long, value_name = "FOLDER")]
+        output: PathBuf,
+    },
     /// Become PID 1 of an initramfs: find the slot, open dm-verity, switch root (started by the kernel)
     #[command(hide = true)]
     Init(InitArgs),
+}
+
+/// What may be done with the quarantine.
+#[derive(Debug, Subcommand)]
+pub enum QuarantineVerb {
+    /// The releases that failed here, and why
+    List,
+    /// Let a release be tried again; if it fails again, it is quarantined again
+    #[command(after_help = "Example:\n  switchback quarantine release 1.2")]
+    Release {
+        /// A version, a digest or the beginning of one, as `switchback quarantine list` shows them
+        #[arg(value_name = "VERSION|DIGEST")]
+        release: String,
+    },
 }
 
 /// Where a release is looked for.
@@ -407,7 +468,7 @@ pub struct InspectArgs {
 }
 
 /// A tag, `@digest` or reference, refused while it is still only typed text.
-fn release_name(text: &str) -> Result<String, String> {
+pub(crate) fn release_name(text: &str) -> Result<String, String> {
     let checked = match text.strip_prefix('@').or_else(|| text.starts_with("sha256:").then_some(text)) {
         Some(digest) => digest.parse::<crate::digest::Digest>().map(drop).map_err(|e| e.to_string()),
         None if text.contains(['/', ':']) => text.parse::<Reference>().map(drop).map_err(|e| e.to_string()),

@@ -6,9 +6,11 @@
 mod args;
 #[cfg(feature = "author")]
 mod container;
+mod desired;
 mod doctor;
 #[cfg(feature = "author")]
 mod image;
+mod manual;
 mod progress;
 mod provision;
 mod render;
@@ -17,7 +19,7 @@ use std::process::ExitCode;
 
 use clap::Parser as _;
 
-use self::args::{Cli, Verb};
+use self::args::{Cli, QuarantineVerb, Verb};
 use self::progress::Display;
 use crate::config::Config;
 use crate::engine::answers::{Answer, BootVerdict, Reach, Request};
@@ -105,12 +107,20 @@ fn run(cli: &Cli) -> Result<Output, Failure> {
         },
         Verb::History { limit } => Request::History { limit: *limit },
         Verb::Logs { release } => Request::Logs { release: release.clone() },
+        Verb::Quarantine(QuarantineVerb::List) => Request::Quarantine { release: None },
+        Verb::Quarantine(QuarantineVerb::Release { release }) => {
+            Request::Quarantine { release: Some(release.clone()) }
+        }
+        Verb::Verify { slot } => Request::Scrub { slot: *slot },
+        Verb::Apply { file, dry_run } => desired::request(file, *dry_run)?,
         Verb::Health => Request::Health,
         Verb::BootCheck { no_reboot } => Request::BootCheck { no_reboot: *no_reboot },
         Verb::Doctor(doctor) => return Ok(doctor::run(doctor, cli.config.as_deref())),
         Verb::Provision(provision) => return provision::run(provision, &progress),
         #[cfg(feature = "author")]
         Verb::Image(verb) => return image::run(verb, &progress),
+        Verb::Completions { shell } => return Ok(manual::completions(*shell)),
+        Verb::Man { output } => return manual::pages(output),
         // `main` hands this over before the command line is parsed; typed by a person it has no meaning.
         Verb::Init(_) => {
             let detail = "`switchback init` is started by the kernel as PID 1 of an initramfs";
@@ -130,6 +140,8 @@ fn run(cli: &Cli) -> Result<Output, Failure> {
             | Request::Check { .. }
             | Request::History { .. }
             | Request::Logs { .. }
+            | Request::Quarantine { release: None }
+            | Request::Scrub { .. }
             | Request::Health
     );
     let mut engine = Engine::open(&*machine, &config, &progress, !looks_only)?;
@@ -149,6 +161,7 @@ fn reach(dry_run: bool, stage: bool, reboot: bool) -> Reach {
 fn output(answer: &Answer) -> Output {
     let reason = match answer {
         Answer::Health(report) => report.why().map(|why| why.reason),
+        Answer::Scrub(scrubbed) => scrubbed.is_damaged().then_some(Reason::SlotDamaged),
         // Not success: `boot-complete.target` must not be reached, or systemd would bless the entry that was left.
         Answer::BootCheck(check)
             if matches!(check.verdict, BootVerdict::Returning | BootVerdict::Stranded) =>

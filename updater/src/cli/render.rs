@@ -2,6 +2,7 @@
 //!
 //! Not here: any fact that is not in the answer. Rule: a text says what happened, what was left alone, what comes next.
 
+mod lists;
 mod logs;
 
 use comfy_table::{ContentArrangement, Table, presets};
@@ -25,6 +26,8 @@ pub fn text(answer: &Answer) -> String {
         Answer::Rollback(answer) => update(answer, "rollback"),
         Answer::History(answer) => history(answer),
         Answer::Logs(answer) => logs::text(&answer.logs),
+        Answer::Quarantine(answer) => lists::quarantine(answer),
+        Answer::Scrub(answer) => lists::scrub(answer),
         Answer::Health(report) => health(report),
         Answer::BootCheck(answer) => boot_check(answer),
     }

@@ -60,6 +60,16 @@ pub enum Request {
         /// Only those of this release: a version, a digest, or the beginning of one.
         release: Option<String>,
     },
+    /// Which releases failed here; with a name, that one may be tried again from now on.
+    Quarantine {
+        /// A version, a digest or the beginning of one.
+        release: Option<String>,
+    },
+    /// Read all of the slots and compare it with what was signed.
+    Scrub {
+        /// Only this one.
+        slot: Option<Slot>,
+    },
     /// Run the health checks now.
     Health,
     /// Observe and settle after a boot.
@@ -85,6 +95,10 @@ pub enum Answer {
     History(History),
     /// To [`Request::Logs`].
     Logs(Logs),
+    /// To [`Request::Quarantine`].
+    Quarantine(Quarantine),
+    /// To [`Request::Scrub`].
+    Scrub(Scrubbed),
     /// To [`Request::Health`].
     Health(HealthReport),
     /// To [`Request::BootCheck`].
@@ -99,7 +113,9 @@ impl Answer {
             | Answer::Check(_)
             | Answer::History(_)
             | Answer::Logs(_)
+            | Answer::Scrub(_)
             | Answer::Health(_) => false,
+            Answer::Quarantine(answer) => answer.released.is_some(),
             Answer::Update(update) | Answer::Rollback(update) => {
                 !matches!(update.outcome, Outcome::Unchanged | Outcome::WouldUpdate)
             }
@@ -245,6 +261,58 @@ pub struct HistoryEntry {
 pub struct Logs {
     /// Oldest first.
     pub logs: Vec<StartLog>,
+}
+
+/// The answer to `quarantine`.
+#[derive(Debug, Serialize)]
+pub struct Quarantine {
+    /// What was to be taken off the list, as it was typed.
+    pub asked: Option<String>,
+    /// What was taken off.
+    pub released: Option<Quarantined>,
+    /// What is on it now.
+    pub quarantine: Vec<Quarantined>,
+}
+
+/// What a slot turned out to be.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Soundness {
+    /// Every byte is what was signed.
+    Sound,
+    /// It holds nothing.
+    Empty,
+    /// Something is not what was signed.
+    Damaged,
+}
+
+/// One slot, read.
+#[derive(Debug, Clone, Serialize)]
+pub struct SlotScrub {
+    /// Which slot.
+    pub slot: Slot,
+    /// True when it runs now.
+    pub running: bool,
+    /// The release that its documents name.
+    pub release: Option<ReleaseName>,
+    /// What it turned out to be.
+    pub soundness: Soundness,
+    /// The first thing that is wrong.
+    pub detail: String,
+}
+
+/// The answer to `verify`.
+#[derive(Debug, Serialize)]
+pub struct Scrubbed {
+    /// Slot a, slot b, as far as they were asked for.
+    pub slots: Vec<SlotScrub>,
+}
+
+impl Scrubbed {
+    /// True when a slot is damaged.
+    pub fn is_damaged(&self) -> bool {
+        self.slots.iter().any(|slot| slot.soundness == Soundness::Damaged)
+    }
 }
 
 /// The answer to `history`.

@@ -304,6 +304,9 @@ impl Engine<'_> {
         answer.seconds = (began.elapsed().as_secs_f64() * 1000.0).round() / 1000.0;
         (answer.outcome, answer.detail) = match rest {
             Rest::Refused(why) => return Err(Failure { why, untouched: NOTHING_CHANGED }),
+            Rest::BeforeReboot if !self.run.armed => {
+                (Outcome::Unchanged, "It is armed already: the next reboot starts its trial.".into())
+            }
             Rest::BeforeReboot => (Outcome::Armed, "Reboot when it suits you.".into()),
             Rest::Rebooting => (Outcome::Rebooting, String::new()),
             Rest::Waiting => (

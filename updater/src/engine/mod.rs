@@ -11,6 +11,8 @@ mod autopsy;
 mod can_update;
 mod observe;
 pub mod provision;
+mod quarantine;
+mod scrub;
 pub mod source;
 mod words;
 
@@ -184,6 +186,8 @@ impl<'a> Engine<'a> {
             Request::Rollback { reach, below_floor } => self.rollback(reach, below_floor, began),
             Request::History { limit } => Ok(Answer::History(self.history(limit))),
             Request::Logs { release } => Ok(Answer::Logs(self.logs(release.as_deref()))),
+            Request::Quarantine { release } => self.quarantine(release.as_deref()),
+            Request::Scrub { slot } => self.scrub(slot),
             Request::Health => self.health(),
             Request::BootCheck { no_reboot } => self.boot_check(no_reboot),
         }

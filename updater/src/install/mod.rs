@@ -10,19 +10,21 @@ mod error;
 mod journal;
 mod pipeline;
 mod preflight;
+mod read_back;
 mod release;
 mod watched;
 
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use switchback_bootloader::record::{BootFile, BootFiles, Bootloader};
+use switchback_bootloader::record::Bootloader;
 use switchback_partitions::inactive_slot::InactiveSlot;
-use switchback_partitions::verity::{self, RootHash, TreeWriter, VerityParams};
+use switchback_partitions::verity::{RootHash, TreeWriter, VerityParams};
 
 pub use self::error::{InstallError, registry_reason, trust_reason};
 pub use self::pipeline::Traffic;
 pub use self::preflight::{Offer, preflight};
+pub use self::read_back::{Place, read_back};
 pub use self::release::{PASSPORT, Passport, Release, ReleaseName};
 use crate::image::config::VerityInfo;
 use crate::image::index::Index;
@@ -64,7 +66,7 @@ impl Install<Cleared> {
         target.bootloader.forget(target.slot.slot())?;
         let install = Install { release, target, traffic: Traffic::default(), _stage: Cleared(()) };
         for layer in &install.release.manifest.slots {
-            let root = RootHash(install.verity(&layer.name)?.root);
+            let root = RootHash(install.release.verity(&layer.name)?.root);
             install.target.slot.mark_partial(Some(&root)).map_err(InstallError::slot)?;
         }
         Ok(install)
@@ -82,7 +84,7 @@ impl Install<Cleared> {
         let journal = journal::Journal::open(&self.target.state_dir, self.release.digest, slot)?;
         let mut traffic = Traffic::default();
         for (layer, index) in self.release.manifest.slots.iter().zip(indexes) {
-            let info = self.verity(&layer.name)?.clone();
+            let info = self.release.verity(&layer.name)?.clone();
             let mut tree = TreeWriter::new(verity_params(&info), self.target.slot.verity())
                 .map_err(InstallError::tree)?;
             let job = pipeline::SlotJob {
@@ -127,7 +129,9 @@ impl Install<Cleared> {
             self.traffic.requests += u64::from(fetched > 0);
             files.push(file);
         }
-        self.target.bootloader.prepare(self.target.slot.slot(), &boot_set(&self.release, files))?;
+        self.target
+            .bootloader
+            .prepare(self.target.slot.slot(), &read_back::boot_set(&self.release, files))?;
         boot_files::tidy(layers, &self.target.state_dir);
         progress.end();
         Ok(())
@@ -144,38 +148,15 @@ impl Install<Written> {
     /// Step 3: caches dropped, all of it read back; data against the hash tree, the tree against the signed root hash,
     /// boot files and passport against their digests.
     pub fn prove(self, progress: &dyn Progress) -> Result<Install<Proven>, InstallError> {
-        let bytes = self
-            .release
-            .manifest
-            .slots
-            .iter()
-            .map(|layer| self.release.slot_bytes(&layer.name))
-            .sum::<Result<u64, _>>()?;
-        progress.begin(Phase::Prove, bytes);
         let (root, tree) = (self.target.slot.root(), self.target.slot.verity());
-        for device in [&root, &tree] {
-            device.drop_caches().map_err(InstallError::reading_slot)?;
-        }
-        for layer in &self.release.manifest.slots {
-            let info = self.verity(&layer.name)?;
-            let watched = watched::Watched { device: &*root, progress };
-            verity::verify(&watched, &*tree, &RootHash(info.root)).map_err(|source| {
-                match progress.stopped() {
-                    true => InstallError::Interrupted,
-                    false => InstallError::read_back(source),
-                }
-            })?;
-        }
-        let files = self.release.manifest.boot.iter().map(|layer| BootFile {
-            kind: layer.kind,
-            source: PathBuf::new(),
-            sha256: *layer.blob.digest.raw(),
-            bytes: layer.blob.size,
-        });
-        let expected = boot_set(&self.release, files.collect());
-        self.target.bootloader.verify(self.target.slot.slot(), &expected)?;
+        let place = Place {
+            slot: self.target.slot.slot(),
+            root: &*root,
+            tree: &*tree,
+            bootloader: &*self.target.bootloader,
+        };
+        read_back(&self.release, &place, progress)?;
         self.target.slot.mark_whole().map_err(InstallError::slot)?;
-        progress.end();
         Ok(self.at(Proven(())))
     }
 }
@@ -198,23 +179,6 @@ impl Install<Proven> {
 impl<S> Install<S> {
     fn at<T>(self, stage: T) -> Install<T> {
         Install { release: self.release, target: self.target, traffic: self.traffic, _stage: stage }
-    }
-
-    fn verity(&self, name: &str) -> Result<&VerityInfo, InstallError> {
-        let slot = self.release.config.slots.iter().find(|slot| slot.name == name);
-        slot.and_then(|slot| slot.verity.as_ref())
-            .ok_or_else(|| InstallError::NoSuchSlot { name: name.to_string() })
-    }
-}
-
-/// What the slot's folder on the boot partition holds for this release.
-fn boot_set(release: &Release, files: Vec<BootFile>) -> BootFiles {
-    let config = &release.config;
-    BootFiles {
-        files,
-        cmdline: config.cmdline.clone(),
-        title: format!("{} {}", config.name, config.version),
-        passport: release.passport.documents(),
     }
 }
 

@@ -7,7 +7,7 @@ use serde::Serialize;
 
 use super::InstallError;
 use crate::digest::Digest;
-use crate::image::config::{CONFIG_BYTES_MAX, OsConfig};
+use crate::image::config::{CONFIG_BYTES_MAX, OsConfig, VerityInfo};
 use crate::image::index::Index;
 use crate::image::manifest::{MANIFEST_BYTES_MAX, OsManifest};
 use crate::registry::{Registry, evidence};
@@ -118,5 +118,12 @@ impl Release {
     pub fn slot_bytes(&self, name: &str) -> Result<u64, InstallError> {
         let slot = self.config.slots.iter().find(|slot| slot.name == name);
         slot.map(|slot| slot.bytes).ok_or_else(|| InstallError::NoSuchSlot { name: name.to_string() })
+    }
+
+    /// dm-verity's parameters of the slot partition `name`, from the signed config.
+    pub(super) fn verity(&self, name: &str) -> Result<&VerityInfo, InstallError> {
+        let slot = self.config.slots.iter().find(|slot| slot.name == name);
+        slot.and_then(|slot| slot.verity.as_ref())
+            .ok_or_else(|| InstallError::NoSuchSlot { name: name.to_string() })
     }
 }

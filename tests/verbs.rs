@@ -1,0 +1,195 @@
+//! The verbs beside update and rollback, by the real program: quarantine, verify, apply, completions, manual pages.
+#![expect(clippy::unwrap_used, reason = "a test fails by panicking, in its helpers too")]
+
+use std::process::Command;
+
+use serde_json::Value;
+use switchback_partitions::device::disk::Disk as _;
+use switchback_partitions::slot::Slot;
+use switchback_tests::lab::tools;
+use switchback_tests::machine::text;
+use switchback_tests::scene::sha256;
+use switchback_tests::story::{ask, boot_of, history, machine_with_1_0, publish};
+
+/// The first column of help's list of commands.
+fn verbs() -> Vec<String> {
+    let help = Command::new(tools::switchback().unwrap()).arg("--help").output().unwrap();
+    let help = text(&help.stdout);
+    let commands = help.lines().skip_while(|line| *line != "Commands:").skip(1);
+    let names = commands.take_while(|line| !line.is_empty()).filter(|line| !line.starts_with("   "));
+    names.filter_map(|line| line.split_whitespace().next()).map(str::to_string).collect()
+}
+
+#[test]
+fn an_operator_takes_a_release_out_of_quarantine_and_a_second_failure_puts_it_back() {
+    let (scene, mut machine) = machine_with_1_0();
+    assert_eq!(ask(&machine, &["quarantine", "list"], 0).said["quarantine"], Value::Array(vec![]));
+    let bad = publish(&scene, "1.1", false);
+    ask(&machine, &["update", "--reboot"], 0);
+    assert_eq!(machine.power_on().unwrap().slot, Slot::A);
+    ask(&machine, &["update"], 16);
+    let listed = ask(&machine, &["quarantine", "list"], 0);
+    assert_eq!(listed.said["quarantine"][0]["digest"], bad.clone());
+    assert_eq!(listed.said["quarantine"][0]["reason"], "health-failed");
+
+    // What is not there need not be taken off, and nothing changes.
+    let unchanged = ask(&machine, &["quarantine", "release", "9.9", "--detailed-exitcode"], 0);
+    assert_eq!(unchanged.said["released"], Value::Null);
+    let released = ask(&machine, &["quarantine", "release", "1.1", "--detailed-exitcode"], 2);
+    assert_eq!(released.said["released"]["digest"], bad.clone());
+    assert_eq!(released.said["quarantine"], Value::Array(vec![]));
+    ask(&machine, &["quarantine", "release", "1.1", "--detailed-exitcode"], 0);
+    assert_eq!(history(&machine).last().unwrap()[0], "released");
+
+    // It is taken again without being fetched, fails again and is back on the list; by digest it goes off again.
+    let again = ask(&machine, &["update", "--reboot"], 0);
+    assert_eq!(again.number("/traffic/fetched").unwrap(), 0);
+    assert_eq!(machine.power_on().unwrap().slot, Slot::A);
+    ask(&machine, &["update"], 16);
+    let prefix = &bad["sha256:".len()..][..12];
+    assert_eq!(ask(&machine, &["quarantine", "release", prefix], 0).said["released"]["version"], "1.1");
+}
+
+#[test]
+fn a_name_that_means_two_quarantined_releases_is_refused_with_both_digests() {
+    let (scene, mut machine) = machine_with_1_0();
+    let mut digests = Vec::new();
+    for salt in ["00", "01"] {
+        let release = switchback_tests::small_release::SmallRelease {
+            version: "1.1",
+            healthy: false,
+            root_bytes: 8 << 20,
+        };
+        let image = scene.desk.root_image(&release).unwrap();
+        scene.desk.build_partition("1.1", &image, &["--verity-salt", salt]).unwrap();
+        scene.desk.sign(&scene.desk.reference("1.1"), &[]).unwrap();
+        digests.push(scene.desk.publish("1.1").unwrap().to_string());
+        ask(&machine, &["update", "--reboot"], 0);
+        assert_eq!(machine.power_on().unwrap().slot, Slot::A);
+    }
+    let refused = ask(&machine, &["quarantine", "release", "1.1"], 80);
+    assert_eq!(refused.said["reason"], "ambiguous");
+    let detail = refused.said["detail"].as_str().unwrap();
+    assert!(digests.iter().all(|digest| detail.contains(digest)), "{detail}");
+    let listed = ask(&machine, &["quarantine", "list"], 0);
+    assert_eq!(listed.said["quarantine"].as_array().unwrap().len(), 2, "both are still there");
+    ask(&machine, &["quarantine", "release", &digests[0]], 0);
+}
+
+#[test]
+fn verify_reads_every_byte_changes_none_and_names_the_damaged_slot() {
+    let (scene, mut machine) = machine_with_1_0();
+    let sound = ask(&machine, &["verify"], 0).said["slots"].clone();
+    assert_eq!((&sound[0]["soundness"], &sound[1]["soundness"]), (&"sound".into(), &"empty".into()));
+    publish(&scene, "1.1", true);
+    ask(&machine, &["update", "--reboot"], 0);
+    assert_eq!(machine.power_on().unwrap().slot, Slot::B);
+    let before = sha256(&machine.disk()).unwrap();
+    let sound = ask(&machine, &["verify"], 0).said["slots"].clone();
+    assert_eq!((&sound[0]["soundness"], &sound[1]["soundness"]), (&"sound".into(), &"sound".into()));
+    assert_eq!(sound[1]["running"], true);
+
+    // One bit in the last block of each part that is signed.
+    let layout = machine.layout().unwrap();
+    let root = layout.slot(Slot::A).root.clone();
+    for (what, partition, place) in
+        [("root", &root, (8 << 20) - 1), ("hash tree", &layout.slot(Slot::A).verity.clone(), 4096 + 17)]
+    {
+        let device = machine.image().unwrap().partition(partition).unwrap();
+        let mut byte = [0];
+        device.read_at(place, &mut byte).unwrap();
+        device.write_at(place, &[byte[0] ^ 1]).unwrap();
+        device.flush().unwrap();
+        let damaged = sha256(&machine.disk()).unwrap();
+        let found = machine.ask(&["verify"]).unwrap();
+        assert_eq!(found.code, 49, "{what}: {}", found.said);
+        assert_eq!(found.said["slots"][0]["soundness"], "damaged", "{what}");
+        assert_eq!(found.said["slots"][1]["soundness"], "sound", "{what}: the other one is not blamed");
+        println!("{what}: {}", found.said["slots"][0]["detail"]);
+        assert_eq!(machine.ask(&["verify", "b"]).unwrap().code, 0, "only b was asked for");
+        assert_eq!(damaged, sha256(&machine.disk()).unwrap(), "verify wrote to the disk");
+        device.write_at(place, &byte).unwrap();
+        device.flush().unwrap();
+    }
+    assert_eq!(before, sha256(&machine.disk()).unwrap());
+    ask(&machine, &["verify", "a"], 0);
+}
+
+#[test]
+fn apply_is_done_once_and_a_second_run_changes_nothing() {
+    let (scene, mut machine) = machine_with_1_0();
+    publish(&scene, "1.1", true);
+    let file = scene.folder().join("desired.toml");
+    let file = file.to_str().unwrap();
+    let apply =
+        |more: &[&'static str]| -> Vec<&str> { [&["apply", file, "--detailed-exitcode"], more].concat() };
+    std::fs::write(file, "release = \"1.0\"\n").unwrap();
+    assert_eq!(ask(&machine, &apply(&[]), 0).said["outcome"], "unchanged", "it runs");
+
+    std::fs::write(file, "release = \"1.1\"\n").unwrap();
+    let before = sha256(&machine.disk()).unwrap();
+    assert_eq!(ask(&machine, &apply(&["--dry-run"]), 0).said["outcome"], "would-update");
+    assert_eq!(before, sha256(&machine.disk()).unwrap());
+    assert_eq!(ask(&machine, &apply(&[]), 2).said["outcome"], "armed");
+    let armed = sha256(&machine.disk()).unwrap();
+    assert_eq!(ask(&machine, &apply(&[]), 0).said["outcome"], "unchanged", "it is armed");
+    assert_eq!(armed, sha256(&machine.disk()).unwrap());
+    assert_eq!(boot_of(&machine, Slot::B), "trial");
+    assert_eq!(machine.power_on().unwrap().slot, Slot::B);
+    assert_eq!(ask(&machine, &apply(&[]), 0).said["outcome"], "unchanged", "it runs now");
+
+    // Naming a release is an operator's wish: back is as good as forward. A mistake names its line.
+    std::fs::write(file, "release = \"1.0\"\nreboot = true\n").unwrap();
+    assert_eq!(ask(&machine, &apply(&[]), 2).said["outcome"], "rebooting");
+    assert_eq!(machine.power_on().unwrap().slot, Slot::A);
+    std::fs::write(file, "release = \"1.0\"\nrebot = true\n").unwrap();
+    let refused = ask(&machine, &apply(&[]), 72);
+    assert!(
+        refused.said["detail"].as_str().unwrap().contains("line 2: unknown field `rebot`"),
+        "{}",
+        refused.said
+    );
+}
+
+#[test]
+fn every_verb_has_a_manual_page_that_man_reads_without_a_warning() {
+    let folder = tempfile::tempdir().unwrap();
+    let switchback = tools::switchback().unwrap();
+    let made = Command::new(&switchback).args(["man", "--output"]).arg(folder.path()).output().unwrap();
+    assert!(made.status.success(), "{}", text(&made.stderr));
+    let verbs = verbs();
+    assert!(verbs.len() > 12, "{verbs:?}");
+    let groff = tools::program("groff", "groff-base").unwrap();
+    for verb in verbs.iter().filter(|verb| *verb != "help") {
+        let page = folder.path().join(format!("switchback-{verb}.1"));
+        assert!(page.is_file(), "{verb} has no page");
+        let read =
+            Command::new(&groff).args(["-Kutf8", "-man", "-ww", "-Tutf8", "-z"]).arg(&page).output().unwrap();
+        assert!(read.status.success() && read.stderr.is_empty(), "{verb}: {}", text(&read.stderr));
+        let page = std::fs::read_to_string(page).unwrap();
+        assert!(page.contains(".SH SYNOPSIS") && page.contains(".SH DESCRIPTION"), "{verb}");
+    }
+}
+
+#[test]
+fn bash_completes_a_verb_and_the_name_of_a_flag() {
+    let folder = tempfile::tempdir().unwrap();
+    let script = folder.path().join("switchback.bash");
+    let switchback = tools::switchback().unwrap();
+    let made = Command::new(&switchback).args(["completions", "bash"]).output().unwrap();
+    assert!(made.status.success(), "{}", text(&made.stderr));
+    std::fs::write(&script, &made.stdout).unwrap();
+    for (typed, index, expected) in
+        [("switchback quar", 1, "quarantine"), ("switchback update --dr", 2, "--dry-run")]
+    {
+        let ask = format!(
+            "set -e; . {}; COMP_WORDS=({typed}); COMP_CWORD={index}; COMP_LINE='{typed}'; COMP_POINT=${{#COMP_LINE}}; \
+             _switchback switchback \"${{COMP_WORDS[{index}]}}\" \"${{COMP_WORDS[{index}-1]}}\"; \
+             printf '%s\\n' \"${{COMPREPLY[@]}}\"",
+            script.display()
+        );
+        let bash = Command::new("bash").args(["--norc", "-c", &ask]).output().unwrap();
+        let offered = text(&bash.stdout);
+        assert!(offered.lines().any(|word| word == expected), "{typed}: {offered}{}", text(&bash.stderr));
+    }
+}

@@ -1,0 +1,47 @@
+//! What failed here, and what lies in the slots, as text.
+
+use std::fmt::Write as _;
+
+use super::{release, table};
+use crate::engine::answers::{Quarantine, Scrubbed, Soundness};
+
+/// The answer to `quarantine`.
+pub(super) fn quarantine(answer: &Quarantine) -> String {
+    let mut out = match (&answer.asked, &answer.released) {
+        (Some(_), Some(entry)) => format!(
+            "{} {} is not quarantined any more: `switchback update` may take it again. It fails again, it is back here.\n",
+            entry.version, entry.digest
+        ),
+        (Some(asked), None) => format!("Nothing changed. No quarantined release is called `{asked}`.\n"),
+        (None, _) => String::new(),
+    };
+    if answer.quarantine.is_empty() {
+        out.push_str("Nothing is quarantined.\n");
+        return out;
+    }
+    let mut table = table();
+    table.set_header(["version", "digest", "why"]);
+    for entry in &answer.quarantine {
+        table.add_row([&entry.version, &entry.digest.to_string(), entry.reason.description()]);
+    }
+    // Writing to a string does not fail.
+    let _ = writeln!(out, "{table}");
+    out
+}
+
+/// The answer to `verify`.
+pub(super) fn scrub(answer: &Scrubbed) -> String {
+    let mut out = String::new();
+    for slot in &answer.slots {
+        let mark = if slot.running { "*" } else { " " };
+        let name = slot.release.as_ref().map_or_else(|| "no release".to_string(), release);
+        let words = match slot.soundness {
+            Soundness::Sound => format!("{name}: every byte is what was signed"),
+            Soundness::Empty => "empty".to_string(),
+            Soundness::Damaged => format!("{name}: DAMAGED, {}", slot.detail),
+        };
+        let _ = writeln!(out, "{mark} slot {}     {words}", slot.slot);
+    }
+    out.push_str("Nothing was changed.\n");
+    out
+}

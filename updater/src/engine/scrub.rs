@@ -1,0 +1,71 @@
+//! Is what lies in the slots still what was signed?
+//!
+//! Not here: mending it; the next update does. Rule: it reads and reports, takes no lock and changes nothing: an update may
+//! begin meanwhile, and the slot that it writes then counts as empty or as changed, never as sound.
+
+use std::sync::Arc;
+
+use switchback_bootloader::record::Bootloader;
+use switchback_partitions::device::{BlockDevice, Window};
+use switchback_partitions::gpt::Table;
+use switchback_partitions::layout::{DiskLayout, Extent};
+use switchback_partitions::slot::Slot;
+
+use super::answers::{Answer, Scrubbed, SlotScrub, Soundness};
+use super::observe::Seen;
+use super::{Engine, Failure, chain, host_reason};
+use crate::install::{Place, Release, read_back};
+use crate::reason::Reason;
+
+impl Engine<'_> {
+    /// Reads all of both slots, or of one.
+    pub(super) fn scrub(&self, only: Option<Slot>) -> Result<Answer, Failure> {
+        // Without keys nothing can be called sound.
+        self.trust.as_ref().map_err(Failure::clone)?;
+        let seen = self.observe()?;
+        let host = |e: crate::host::HostError| Failure::before(host_reason(&e), e);
+        let disk = self.machine.disk().map_err(host)?;
+        let bootloader = self.machine.bootloader().map_err(host)?;
+        let whole = disk.whole().map_err(|e| Failure::before(Reason::LayoutUnknown, e))?;
+        let table = Table::read(&*whole).map_err(|e| Failure::before(Reason::LayoutUnknown, e))?;
+        let layout = DiskLayout::discover(&table).map_err(|e| Failure::before(Reason::LayoutUnknown, e))?;
+        let wanted = Slot::ALL.into_iter().filter(|slot| only.is_none_or(|only| only == *slot));
+        let slots: Result<Vec<SlotScrub>, Failure> =
+            wanted.map(|slot| self.scrub_slot(slot, &seen, &whole, &layout, &*bootloader)).collect();
+        Ok(Answer::Scrub(Scrubbed { slots: slots? }))
+    }
+
+    fn scrub_slot(
+        &self,
+        slot: Slot,
+        seen: &Seen,
+        whole: &Arc<dyn BlockDevice>,
+        layout: &DiskLayout,
+        bootloader: &dyn Bootloader,
+    ) -> Result<SlotScrub, Failure> {
+        let release = seen.releases[slot.index()].as_ref();
+        let (soundness, detail) = match (release, &seen.problems[slot.index()]) {
+            (_, Some(problem)) => (Soundness::Damaged, format!("its documents do not verify: {problem}")),
+            (None, None) => (Soundness::Empty, String::new()),
+            (Some(release), None) => {
+                self.progress.say(&format!("Reading slot {slot}, {}.", release.config.version));
+                let partitions = layout.slot(slot);
+                let window = |extent: &Extent| {
+                    let window = Window::new(whole.clone(), extent.offset, extent.len);
+                    window.map_err(|e| Failure::before(Reason::LayoutUnknown, e))
+                };
+                let (root, tree) = (window(&partitions.root)?, window(&partitions.verity)?);
+                let place = Place { slot, root: &root, tree: &tree, bootloader };
+                match read_back(release, &place, self.progress) {
+                    Ok(()) => (Soundness::Sound, String::new()),
+                    Err(error) if error.reason() == Reason::Interrupted => {
+                        return Err(Failure::before(Reason::Interrupted, error));
+                    }
+                    Err(error) => (Soundness::Damaged, chain(&error)),
+                }
+            }
+        };
+        let running = seen.observation.running == slot;
+        Ok(SlotScrub { slot, running, release: release.map(Release::name), soundness, detail })
+    }
+}

@@ -1,0 +1,68 @@
+//! All of a slot, read from the medium and compared with what was signed.
+//!
+//! Not here: what follows from it; an install earns the right to arm by it, a person asks whether a slot is sound.
+//! Rule: it only reads. What is expected comes from the signed documents, never from a note on the same medium.
+
+use std::path::PathBuf;
+
+use switchback_bootloader::record::{BootFile, BootFiles, Bootloader};
+use switchback_partitions::device::BlockDevice;
+use switchback_partitions::slot::Slot;
+use switchback_partitions::verity::{self, RootHash};
+
+use super::watched::Watched;
+use super::{InstallError, Release};
+use crate::progress::{Phase, Progress};
+
+/// Where a release should lie.
+pub struct Place<'a> {
+    /// The slot.
+    pub slot: Slot,
+    /// Its root partition.
+    pub root: &'a dyn BlockDevice,
+    /// Its hash tree.
+    pub tree: &'a dyn BlockDevice,
+    /// The machine's bootloader, with the slot's boot files.
+    pub bootloader: &'a dyn Bootloader,
+}
+
+/// Caches dropped, then data against the hash tree, the tree against the signed root hash, boot files and passport
+/// against their digests. The first difference is the error.
+pub fn read_back(release: &Release, place: &Place<'_>, progress: &dyn Progress) -> Result<(), InstallError> {
+    let slots = &release.manifest.slots;
+    let bytes = slots.iter().map(|layer| release.slot_bytes(&layer.name)).sum::<Result<u64, _>>()?;
+    progress.begin(Phase::Prove, bytes);
+    for device in [place.root, place.tree] {
+        device.drop_caches().map_err(InstallError::reading_slot)?;
+    }
+    for layer in slots {
+        let info = release.verity(&layer.name)?;
+        let watched = Watched { device: place.root, progress };
+        verity::verify(&watched, place.tree, &RootHash(info.root)).map_err(|source| {
+            match progress.stopped() {
+                true => InstallError::Interrupted,
+                false => InstallError::read_back(source),
+            }
+        })?;
+    }
+    let files = release.manifest.boot.iter().map(|layer| BootFile {
+        kind: layer.kind,
+        source: PathBuf::new(),
+        sha256: *layer.blob.digest.raw(),
+        bytes: layer.blob.size,
+    });
+    place.bootloader.verify(place.slot, &boot_set(release, files.collect()))?;
+    progress.end();
+    Ok(())
+}
+
+/// What the slot's folder on the boot partition holds for this release.
+pub(super) fn boot_set(release: &Release, files: Vec<BootFile>) -> BootFiles {
+    let config = &release.config;
+    BootFiles {
+        files,
+        cmdline: config.cmdline.clone(),
+        title: format!("{} {}", config.name, config.version),
+        passport: release.passport.documents(),
+    }
+}

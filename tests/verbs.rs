@@ -4,6 +4,7 @@
 use std::process::Command;
 
 use serde_json::Value;
+use switchback_bootloader::esp::{EspDir as _, FatEsp};
 use switchback_partitions::device::disk::Disk as _;
 use switchback_partitions::slot::Slot;
 use switchback_tests::lab::tools;
@@ -113,6 +114,45 @@ fn verify_reads_every_byte_changes_none_and_names_the_damaged_slot() {
     }
     assert_eq!(before, sha256(&machine.disk()).unwrap());
     ask(&machine, &["verify", "a"], 0);
+
+    // The same for what lies on the boot partition.
+    let esp = FatEsp::new(machine.image().unwrap().partition(&layout.esp).unwrap());
+    for (file, code) in [("switchback/a/linux", 49), ("switchback/a/config.json", 49)] {
+        let mut bytes = Vec::new();
+        esp.read_into(file, 16 << 20, &mut bytes).unwrap();
+        let good = bytes.clone();
+        let middle = bytes.len() / 2;
+        bytes[middle] ^= 1;
+        esp.write_tmp(file, &mut &bytes[..]).unwrap();
+        let found = machine.ask(&["verify"]).unwrap();
+        assert_eq!(found.code, code, "{file}: {}", found.said);
+        assert_eq!(found.said["slots"][0]["soundness"], "damaged", "{file}: {}", found.said);
+        assert_eq!(found.said["slots"][1]["soundness"], "sound", "{file}");
+        println!("{file}: {}", found.said["slots"][0]["detail"]);
+        esp.write_tmp(file, &mut &good[..]).unwrap();
+    }
+    ask(&machine, &["verify"], 0);
+}
+
+#[test]
+fn a_slot_that_an_update_writes_while_it_is_read_is_not_called_damaged() {
+    let (scene, mut machine) = machine_with_1_0();
+    publish(&scene, "1.1", true);
+    ask(&machine, &["update", "--reboot"], 0);
+    machine.power_on().unwrap();
+    publish(&scene, "1.2", true);
+    // Over and over, while the update clears, writes and proves slot a.
+    let mut update = machine.command(&["update"]).spawn().unwrap();
+    let mut answers = Vec::new();
+    while update.try_wait().unwrap().is_none() {
+        let found = machine.ask(&["verify", "a"]).unwrap();
+        assert!(found.code != 49, "an update in its course is taken for damage: {}", found.said);
+        answers.push(found.said["slots"][0]["soundness"].clone());
+    }
+    answers.dedup();
+    println!("while slot a was written: {answers:?}");
+    assert!(update.wait().unwrap().success());
+    assert_eq!(ask(&machine, &["verify", "a"], 0).said["slots"][0]["release"]["version"], "1.2");
 }
 
 #[test]
@@ -149,6 +189,37 @@ fn apply_is_done_once_and_a_second_run_changes_nothing() {
         "{}",
         refused.said
     );
+}
+
+#[test]
+fn a_table_fits_a_narrow_terminal_says_the_same_on_a_wide_one_and_has_no_colours_in_a_pipe() {
+    let (scene, mut machine) = machine_with_1_0();
+    publish(&scene, "1.1", false);
+    ask(&machine, &["update", "--reboot"], 0);
+    machine.power_on().unwrap();
+    for verb in [&["history"][..], &["health"], &["quarantine", "list"]] {
+        let printed = |columns: &str| {
+            let output = machine.command(verb).env("COLUMNS", columns).env("TERM", "xterm-256color").output();
+            text(&output.unwrap().stdout)
+        };
+        let (narrow, wide) = (printed("80"), printed("160"));
+        for (page, columns) in [(&narrow, 80), (&wide, 160)] {
+            assert!(!page.contains('\u{1b}'), "{verb:?}: {page:?}");
+            let widest = page.lines().map(|line| line.chars().count()).max().unwrap();
+            assert!(widest <= columns, "{verb:?} is {widest} columns wide in {columns}:\n{page}");
+        }
+        // Wrapped, the words come in another order; none is lost.
+        let letters = |page: &str| {
+            let mut letters: Vec<char> = page.chars().filter(|c| c.is_alphanumeric()).collect();
+            letters.sort_unstable();
+            letters
+        };
+        // The check's milliseconds differ from run to run.
+        if verb[0] != "health" {
+            assert_eq!(letters(&narrow), letters(&wide), "{verb:?}");
+        }
+        println!("{narrow}");
+    }
 }
 
 #[test]

@@ -37,10 +37,11 @@ fn updates_and_returns(scene: &mut Scene, bless: Bless) -> Result<()> {
     confirmed_as_systemd_knows_it(scene, bless)?;
 
     let digest = scene.publish(&release("1.2", Temper::FailingUnit))?;
-    let why = comes_back(scene, "1.1", "1.2", &digest, 2)?;
+    let detail = comes_back(scene, "1.1", "1.2", &digest, 2)?;
+    let reason = scene.reason_of(&digest)?;
     ensure!(
-        why.0 == "health-failed" && why.1.contains("lab-app.service is not active"),
-        "the reason is {why:?}"
+        reason == "health-failed" && detail.contains("lab-app.service is not active"),
+        "the reason is {reason}: {detail}"
     );
     let disk = scene.power_off()?;
     witness::table_and_esp_are_sound(disk)?;
@@ -71,14 +72,8 @@ fn confirmed_as_systemd_knows_it(scene: &Scene, bless: Bless) -> Result<()> {
     says("findmnt -n -o PARTLABEL /var", "data")
 }
 
-/// Arms the bad `release` from `home` and waits for the machine to be back; returns the reason in the history.
-fn comes_back(
-    scene: &Scene,
-    home: &str,
-    release: &str,
-    digest: &str,
-    boots_max: usize,
-) -> Result<(String, String)> {
+/// Arms the bad `release` from `home` and waits for the machine to be back; returns what the history says of it.
+fn comes_back(scene: &Scene, home: &str, release: &str, digest: &str, boots_max: usize) -> Result<String> {
     let before = scene.boots();
     // From the reboot to the end of this wait nobody touches the machine.
     let running = scene.reboots("switchback --json update --reboot", LONG)?;
@@ -97,8 +92,7 @@ fn comes_back(
     let entries = history["entries"].as_array().into_iter().flatten();
     let mut returns = entries.filter(|entry| entry["digest"] == digest && entry["reason"].is_string());
     let entry = returns.next().with_context(|| format!("the history gives no reason: {history:#}"))?;
-    let word = |key: &str| entry[key].as_str().unwrap_or_default().to_owned();
-    Ok((word("reason"), word("detail")))
+    Ok(entry["detail"].as_str().unwrap_or_default().to_owned())
 }
 
 /// For an error: what failed, and why.

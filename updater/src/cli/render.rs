@@ -53,10 +53,19 @@ fn status(status: &Status) -> String {
         line(slot_line(slot));
     }
     line(String::new());
+    if let Some(at) = status.confirmed_at {
+        line(format!(
+            "since        {}, when the running release was confirmed",
+            at.strftime("%Y-%m-%d %H:%M:%S")
+        ));
+    }
     line(format!("state        {}", status.state));
     line(format!("next         {}", status.next));
     for reason in &status.blocked_by {
         line(format!("blocked by   {reason}"));
+    }
+    if status.records_degraded {
+        line("records      one of the two copies is damaged; the next start or update mends it".into());
     }
     line(format!("source       {}", status.source.as_deref().unwrap_or("none configured")));
     line(format!("floor        security version {}", status.floor));
@@ -193,12 +202,14 @@ fn history_line(entry: &HistoryEntry) -> String {
     format!("{what} {} at {}{tail}", entry.version, entry.at.strftime("%Y-%m-%d %H:%M:%S"))
 }
 
-/// A table as wide as the terminal, if that says how wide it is: a serial console says 0, and would get one letter a line.
+/// A table as wide as the terminal, or as `COLUMNS` says where there is none, if one of them says: a serial console says 0,
+/// and would get one letter a line.
 fn table() -> Table {
     let mut table = Table::new();
     table.load_style(presets::NOTHING).set_content_arrangement(ContentArrangement::Dynamic);
-    if table.width().is_some_and(|width| width < TABLE_WIDTH_MIN) {
-        table.set_width(TABLE_WIDTH_MIN);
+    let columns = || std::env::var("COLUMNS").ok()?.parse().ok();
+    if let Some(width) = table.width().or_else(columns) {
+        table.set_width(width.max(TABLE_WIDTH_MIN));
     }
     table
 }

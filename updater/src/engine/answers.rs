@@ -148,6 +148,10 @@ pub struct SlotStatus {
 pub struct Status {
     /// Slot a, slot b.
     pub slots: [SlotStatus; 2],
+    /// When the running release was confirmed last; absent where it came with the disk, or the records were lost.
+    pub confirmed_at: Option<jiff::Timestamp>,
+    /// True when one of the two copies of the durable facts is damaged or behind.
+    pub records_degraded: bool,
     /// The witness of the running slot.
     pub running_by: String,
     /// The bootloader backend.
@@ -284,6 +288,8 @@ pub enum Soundness {
     Empty,
     /// Something is not what was signed.
     Damaged,
+    /// An update wrote to it meanwhile: nothing is known.
+    Changed,
 }
 
 /// One slot, read.

@@ -14,6 +14,7 @@ use super::answers::{
 use super::observe::{Seen, summary};
 use super::words::{blockers, history_entry, next_sentence, slot_status};
 use super::{Candidate, Engine, Failure, NOTHING_CHANGED, Rest, source};
+use crate::facts::Happened;
 use crate::health::{self, CheckOutcome, CheckResult, HealthReport};
 use crate::image::config::Kind;
 use crate::init::keeper;
@@ -36,6 +37,8 @@ impl Engine<'_> {
             reason: entry.why.reason,
         });
         Ok(Answer::Status(Box::new(Status {
+            confirmed_at: self.confirmed_at(&seen),
+            records_degraded: self.facts.degraded(),
             blocked_by: blockers(&seen),
             next: next_sentence(&self.state.phase, &seen),
             state: self.state.phase.name(),
@@ -49,6 +52,20 @@ impl Engine<'_> {
             watchdog: self.machine.watchdog_held(),
             slots,
         })))
+    }
+
+    /// When the running release was confirmed last, by the history.
+    fn confirmed_at(&self, seen: &Seen) -> Option<jiff::Timestamp> {
+        let running = seen.observation.running_release()?;
+        let confirmed = |entry: &&crate::facts::Entry| match &entry.what {
+            Happened::Outcome(outcome) => {
+                matches!(outcome.verdict, Verdict::Confirmed | Verdict::RolledBack)
+                    && outcome.release.as_ref().is_some_and(|release| release.digest == running.digest)
+            }
+            Happened::Released(_) => false,
+        };
+        let entry = self.facts.history().iter().rev().find(confirmed)?;
+        jiff::Timestamp::from_second(i64::try_from(entry.at_unix_secs).ok()?).ok()
     }
 
     pub(super) fn check(&self, to: Option<&str>) -> Result<Answer, Failure> {

@@ -14,7 +14,7 @@ use switchback_partitions::slot::Slot;
 use super::answers::{Answer, Scrubbed, SlotScrub, Soundness};
 use super::observe::Seen;
 use super::{Engine, Failure, chain, host_reason};
-use crate::install::{Place, Release, read_back};
+use crate::install::{InstallError, Place, Release, read_back};
 use crate::reason::Reason;
 
 impl Engine<'_> {
@@ -58,9 +58,8 @@ impl Engine<'_> {
                 let place = Place { slot, root: &root, tree: &tree, bootloader };
                 match read_back(release, &place, self.progress) {
                     Ok(()) => (Soundness::Sound, String::new()),
-                    Err(error) if error.reason() == Reason::Interrupted => {
-                        return Err(Failure::before(Reason::Interrupted, error));
-                    }
+                    Err(error) if !is_damage(&error) => return Err(Failure::before(error.reason(), error)),
+                    Err(_) if self.holds_another(slot, release)? => (Soundness::Changed, String::new()),
                     Err(error) => (Soundness::Damaged, chain(&error)),
                 }
             }
@@ -68,4 +67,15 @@ impl Engine<'_> {
         let running = seen.observation.running == slot;
         Ok(SlotScrub { slot, running, release: release.map(Release::name), soundness, detail })
     }
+
+    /// True when the slot holds something else by now: an update began while it was read.
+    fn holds_another(&self, slot: Slot, read: &Release) -> Result<bool, Failure> {
+        let now = self.observe()?;
+        Ok(now.releases[slot.index()].as_ref().map(|release| release.digest) != Some(read.digest))
+    }
+}
+
+/// Other bytes than the signed ones, or a medium that does not give them. What else can fail says nothing of the slot.
+fn is_damage(error: &InstallError) -> bool {
+    error.reason() == Reason::ReadBackMismatch || matches!(error, InstallError::ReadSlot(_))
 }

@@ -55,6 +55,13 @@ pub(super) fn next_sentence(phase: &Phase, seen: &Seen) -> String {
         Phase::Installing { release, slot, .. } => {
             format!("{} is not whole in slot {slot}; `switchback update` continues", release.version)
         }
+        Phase::Staged { release, slot, not_before_unix_secs: Some(second), .. } => {
+            format!(
+                "{} waits in slot {slot} after a trial without a verdict; it is tried again by `switchback update` after {}",
+                release.version,
+                crate::host::clock::in_words(*second)
+            )
+        }
         Phase::Staged { release, slot, .. } => {
             format!("{} waits in slot {slot}; `switchback update` arms it", release.version)
         }

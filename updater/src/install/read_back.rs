@@ -32,10 +32,16 @@ pub fn read_back(release: &Release, place: &Place<'_>, progress: &dyn Progress) 
     let slots = &release.manifest.slots;
     let bytes = slots.iter().map(|layer| release.slot_bytes(&layer.name)).sum::<Result<u64, _>>()?;
     progress.begin(Phase::Prove, bytes);
+    let compared = compare(release, place, progress);
+    progress.end();
+    compared
+}
+
+fn compare(release: &Release, place: &Place<'_>, progress: &dyn Progress) -> Result<(), InstallError> {
     for device in [place.root, place.tree] {
         device.drop_caches().map_err(InstallError::reading_slot)?;
     }
-    for layer in slots {
+    for layer in &release.manifest.slots {
         let info = release.verity(&layer.name)?;
         let watched = Watched { device: place.root, progress };
         verity::verify(&watched, place.tree, &RootHash(info.root)).map_err(|source| {
@@ -51,9 +57,7 @@ pub fn read_back(release: &Release, place: &Place<'_>, progress: &dyn Progress) 
         sha256: *layer.blob.digest.raw(),
         bytes: layer.blob.size,
     });
-    place.bootloader.verify(place.slot, &boot_set(release, files.collect()))?;
-    progress.end();
-    Ok(())
+    Ok(place.bootloader.verify(place.slot, &boot_set(release, files.collect()))?)
 }
 
 /// What the slot's folder on the boot partition holds for this release.

@@ -117,10 +117,10 @@ impl Shot {
 /// Every file of a state folder but the lock, whose only content is who held it last.
 pub fn records(folder: &Path) -> Records {
     let mut records = Records::new();
-    for entry in std::fs::read_dir(folder).unwrap() {
+    for entry in walkdir::WalkDir::new(folder) {
         let entry = entry.unwrap();
-        let name = entry.file_name().into_string().unwrap();
-        if name != "lock" {
+        let name = entry.path().strip_prefix(folder).unwrap().to_string_lossy().into_owned();
+        if name != "lock" && entry.file_type().is_file() {
             records.insert(name, std::fs::read(entry.path()).unwrap());
         }
     }

@@ -38,7 +38,7 @@ code=0
 "$@" || code=$?
 rm -rf {after}
 mkdir {after}
-for file in *; do [ "$file" = filler ] || cp "$file" {after}/; done
+for file in *; do [ "$file" = filler ] || cp -r "$file" {after}/; done
 exit $code
 "#,
             mount = mount.display(),

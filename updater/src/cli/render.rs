@@ -184,7 +184,7 @@ fn history(answer: &History) -> String {
         .iter()
         .map(|version| format!("`switchback logs {version}` shows the log of its trial.\n"))
         .collect();
-    format!("{table}\n{pointers}")
+    format!("{}\n{pointers}", table.trim_fmt())
 }
 
 fn why(entry: &HistoryEntry) -> String {
@@ -219,7 +219,7 @@ fn health(report: &HealthReport) -> String {
     format!("{}\nThe machine is {verdict}.\n", checks(&report.checks))
 }
 
-fn checks(checks: &[CheckResult]) -> Table {
+fn checks(checks: &[CheckResult]) -> String {
     let mut table = table();
     table.set_header(["check", "result", "attempts", "ms", "detail"]);
     for check in checks {
@@ -233,7 +233,7 @@ fn checks(checks: &[CheckResult]) -> Table {
         let (attempts, millis) = (check.attempts.to_string(), check.millis.to_string());
         table.add_row([check.name.as_str(), result, &attempts, &millis, check.detail.trim_end()]);
     }
-    table
+    table.trim_fmt()
 }
 
 fn boot_check(answer: &BootCheck) -> String {

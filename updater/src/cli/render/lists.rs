@@ -25,7 +25,7 @@ pub(super) fn quarantine(answer: &Quarantine) -> String {
         table.add_row([&entry.version, &entry.digest.to_string(), entry.reason.description()]);
     }
     // Writing to a string does not fail.
-    let _ = writeln!(out, "{table}");
+    let _ = writeln!(out, "{}", table.trim_fmt());
     out
 }
 

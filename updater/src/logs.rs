@@ -62,6 +62,23 @@ pub struct StartLog {
 }
 
 impl StartLog {
+    /// A log of a slot with nothing in it yet.
+    pub fn blank(slot: Slot, at: Timestamp) -> StartLog {
+        StartLog {
+            outcome: None,
+            at,
+            slot,
+            version: String::new(),
+            digest: None,
+            why: None,
+            checks: Vec::new(),
+            hooks: Vec::new(),
+            crash: String::new(),
+            kernel: String::new(),
+            journal: String::new(),
+        }
+    }
+
     /// What to call it by: the version, or the beginning of the digest where that is unknown.
     pub fn name(&self) -> String {
         match (&*self.version, self.digest) {
@@ -158,19 +175,8 @@ mod tests {
     use crate::health::CheckOutcome;
 
     fn log(outcome: Option<u64>, version: &str) -> StartLog {
-        StartLog {
-            outcome,
-            at: Timestamp::from_second(1_700_000_000).unwrap(),
-            slot: Slot::B,
-            version: version.into(),
-            digest: Some(Digest::of(version.as_bytes())),
-            why: None,
-            checks: Vec::new(),
-            hooks: Vec::new(),
-            crash: String::new(),
-            kernel: String::new(),
-            journal: String::new(),
-        }
+        let blank = StartLog::blank(Slot::B, Timestamp::from_second(1_700_000_000).unwrap());
+        StartLog { outcome, version: version.into(), digest: Some(Digest::of(version.as_bytes())), ..blank }
     }
 
     fn versions(dir: &Path) -> Vec<String> {

@@ -131,17 +131,5 @@ impl Engine<'_> {
 fn blank(slot: switchback_partitions::slot::Slot) -> StartLog {
     let now = observe::now(String::new()).unix_secs;
     let at = i64::try_from(now).ok().and_then(|secs| jiff::Timestamp::from_second(secs).ok());
-    StartLog {
-        outcome: None,
-        at: at.unwrap_or_default(),
-        slot,
-        version: String::new(),
-        digest: None,
-        why: None,
-        checks: Vec::new(),
-        hooks: Vec::new(),
-        crash: String::new(),
-        kernel: String::new(),
-        journal: String::new(),
-    }
+    StartLog::blank(slot, at.unwrap_or_default())
 }

@@ -4,6 +4,7 @@
 //! begin meanwhile, and the slot that it writes then counts as empty or as changed, never as sound.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use switchback_bootloader::record::Bootloader;
 use switchback_partitions::device::{BlockDevice, Window};
@@ -16,6 +17,9 @@ use super::observe::Seen;
 use super::{Engine, Failure, chain, host_reason};
 use crate::install::{InstallError, Place, Release, read_back};
 use crate::reason::Reason;
+
+/// Between two looks at documents that do not verify.
+const A_MOMENT: Duration = Duration::from_secs(1);
 
 impl Engine<'_> {
     /// Reads all of both slots, or of one.
@@ -45,7 +49,10 @@ impl Engine<'_> {
     ) -> Result<SlotScrub, Failure> {
         let release = seen.releases[slot.index()].as_ref();
         let (soundness, detail) = match (release, &seen.problems[slot.index()]) {
-            (_, Some(problem)) => (Soundness::Damaged, format!("its documents do not verify: {problem}")),
+            (_, Some(problem)) if self.has_the_problem_still(slot, problem)? => {
+                (Soundness::Damaged, format!("its documents do not verify: {problem}"))
+            }
+            (_, Some(_)) => (Soundness::Changed, String::new()),
             (None, None) => (Soundness::Empty, String::new()),
             (Some(release), None) => {
                 self.progress.say(&format!("Reading slot {slot}, {}.", release.config.version));
@@ -66,6 +73,12 @@ impl Engine<'_> {
         };
         let running = seen.observation.running == slot;
         Ok(SlotScrub { slot, running, release: release.map(Release::name), soundness, detail })
+    }
+
+    /// True when the slot's documents have the same fault a moment later: an update that writes them is through by then.
+    fn has_the_problem_still(&self, slot: Slot, problem: &str) -> Result<bool, Failure> {
+        std::thread::sleep(A_MOMENT);
+        Ok(self.observe()?.problems[slot.index()].as_deref() == Some(problem))
     }
 
     /// True when the slot holds something else by now: an update began while it was read.

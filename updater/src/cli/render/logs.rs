@@ -65,19 +65,8 @@ mod tests {
     use crate::reason::{Reason, Why};
 
     fn log(version: &str, outcome: Option<u64>) -> StartLog {
-        StartLog {
-            outcome,
-            at: jiff::Timestamp::from_second(1_700_000_000).unwrap(),
-            slot: Slot::B,
-            version: version.into(),
-            digest: Some(Digest::of(version.as_bytes())),
-            why: None,
-            checks: Vec::new(),
-            hooks: Vec::new(),
-            crash: String::new(),
-            kernel: String::new(),
-            journal: String::new(),
-        }
+        let blank = StartLog::blank(Slot::B, jiff::Timestamp::from_second(1_700_000_000).unwrap());
+        StartLog { outcome, version: version.into(), digest: Some(Digest::of(version.as_bytes())), ..blank }
     }
 
     fn result(name: &str, outcome: CheckOutcome, detail: &str) -> CheckResult {

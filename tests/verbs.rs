@@ -34,8 +34,10 @@ fn an_operator_takes_a_release_out_of_quarantine_and_a_second_failure_puts_it_ba
     assert_eq!(listed.said["quarantine"][0]["reason"], "health-failed");
 
     // What is not there need not be taken off, and nothing changes.
-    let unchanged = ask(&machine, &["quarantine", "release", "9.9", "--detailed-exitcode"], 0);
-    assert_eq!(unchanged.said["released"], Value::Null);
+    for mistyped in ["9.9", &bad["sha256:".len()..][..1]] {
+        let unchanged = ask(&machine, &["quarantine", "release", mistyped, "--detailed-exitcode"], 0);
+        assert_eq!(unchanged.said["released"], Value::Null, "{mistyped}");
+    }
     let released = ask(&machine, &["quarantine", "release", "1.1", "--detailed-exitcode"], 2);
     assert_eq!(released.said["released"]["digest"], bad.clone());
     assert_eq!(released.said["quarantine"], Value::Array(vec![]));
@@ -130,6 +132,20 @@ fn verify_reads_every_byte_changes_none_and_names_the_damaged_slot() {
         assert_eq!(found.said["slots"][1]["soundness"], "sound", "{file}");
         println!("{file}: {}", found.said["slots"][0]["detail"]);
         esp.write_tmp(file, &mut &good[..]).unwrap();
+    }
+    // A file that is gone is no empty slot, on neither side.
+    for (slot, folder) in [(0, "switchback/a"), (1, "switchback/b")] {
+        for name in ["manifest.json", "config.json", "signatures.json", "linux", "initrd"] {
+            let file = format!("{folder}/{name}");
+            let mut good = Vec::new();
+            esp.read_into(&file, 16 << 20, &mut good).unwrap();
+            esp.remove(&file).unwrap();
+            let found = machine.ask(&["verify"]).unwrap();
+            assert_eq!(found.code, 49, "{file}: {}", found.said);
+            assert_eq!(found.said["slots"][slot]["soundness"], "damaged", "{file}: {}", found.said);
+            assert_eq!(found.said["slots"][1 - slot]["soundness"], "sound", "{file}");
+            esp.write_tmp(&file, &mut &good[..]).unwrap();
+        }
     }
     ask(&machine, &["verify"], 0);
 }

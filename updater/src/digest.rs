@@ -9,6 +9,9 @@ use std::str::FromStr;
 use serde::{Deserialize, Serialize};
 use sha2::Digest as _;
 
+/// Fewer digits are more likely a mistyped version than a digest.
+const TYPED_DIGITS_MIN: usize = 6;
+
 /// A SHA-256 content digest; shown as `sha256:<64 hex digits>`.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
@@ -38,6 +41,14 @@ impl Digest {
     /// The 64 hexadecimal digits without the algorithm.
     pub fn hex(&self) -> String {
         hex::encode(self.0)
+    }
+
+    /// True when somebody who types `text` means this digest: all of it or its beginning, six digits at least, with or
+    /// without what is printed around it.
+    pub fn is_meant_by(&self, text: &str) -> bool {
+        let hex = text.trim_start_matches('@').trim_end_matches('…');
+        let hex = hex.strip_prefix("sha256:").unwrap_or(hex);
+        hex.len() >= TYPED_DIGITS_MIN && self.hex().starts_with(hex)
     }
 
     /// The first 12 hexadecimal digits, for people.

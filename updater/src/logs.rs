@@ -89,10 +89,7 @@ impl StartLog {
 
     /// True when this is what somebody means by a version, a digest, or the beginning of one.
     pub fn is(&self, named: &str) -> bool {
-        let named = named.trim_start_matches('@');
-        let hex = named.strip_prefix("sha256:").unwrap_or(named).trim_end_matches('…');
-        let begins = |digest: &Digest| digest.hex().starts_with(hex);
-        self.version == named || (hex.len() >= 6 && self.digest.as_ref().is_some_and(begins))
+        self.version == named || self.digest.as_ref().is_some_and(|digest| digest.is_meant_by(named))
     }
 
     /// The bytes of its file: shortened until they fit, the oldest words first.

@@ -99,7 +99,7 @@ pub enum Verb {
     #[command(
         after_help = "An empty slot is no fault. A damaged one is exit code 49: the other slot is written anew by the next \
                             update, a damaged running slot calls for a new disk. \
-                            `switchback-verify.timer` does this once a week.\n\nExamples:\n  switchback verify\n  \
+                            `switchback-verify.timer` does this once a week where it is enabled.\n\nExamples:\n  switchback verify\n  \
                             switchback verify b"
     )]
     Verify {

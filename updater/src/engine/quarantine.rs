@@ -38,14 +38,10 @@ impl Engine<'_> {
 
     /// The one release that `name` means; `None` when it means none: what is not on the list need not be taken off it.
     fn quarantined(&self, name: &str) -> Result<Option<Digest>, Failure> {
-        let begins = |digest: &Digest| {
-            let hex = name.trim_start_matches('@').trim_start_matches("sha256:");
-            !hex.is_empty() && digest.hex().starts_with(hex)
-        };
         let listed = self.listed();
         let by_version: Vec<_> = listed.iter().filter(|entry| entry.version == name).collect();
         let found = match by_version.is_empty() {
-            true => listed.iter().filter(|entry| begins(&entry.digest)).collect(),
+            true => listed.iter().filter(|entry| entry.digest.is_meant_by(name)).collect(),
             false => by_version,
         };
         match found[..] {

@@ -6,6 +6,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use switchback_bootloader::boot_state::SlotBoot;
 use switchback_bootloader::record::Bootloader;
 use switchback_partitions::device::{BlockDevice, Window};
 use switchback_partitions::gpt::Table;
@@ -15,7 +16,7 @@ use switchback_partitions::slot::Slot;
 use super::answers::{Answer, Scrubbed, SlotScrub, Soundness};
 use super::observe::Seen;
 use super::{Engine, Failure, chain, host_reason};
-use crate::install::{InstallError, Place, Release, read_back};
+use crate::install::{InstallError, PASSPORT, Place, Release, read_back};
 use crate::reason::Reason;
 
 /// Between two looks at documents that do not verify.
@@ -48,9 +49,9 @@ impl Engine<'_> {
         bootloader: &dyn Bootloader,
     ) -> Result<SlotScrub, Failure> {
         let release = seen.releases[slot.index()].as_ref();
-        let (soundness, detail) = match (release, &seen.problems[slot.index()]) {
-            (_, Some(problem)) if self.has_the_problem_still(slot, problem)? => {
-                (Soundness::Damaged, format!("its documents do not verify: {problem}"))
+        let (soundness, detail) = match (release, fault(slot, seen, bootloader)) {
+            (_, Some(found)) if self.has_the_fault_still(slot, &found, bootloader)? => {
+                (Soundness::Damaged, found)
             }
             (_, Some(_)) => (Soundness::Changed, String::new()),
             (None, None) => (Soundness::Empty, String::new()),
@@ -76,9 +77,14 @@ impl Engine<'_> {
     }
 
     /// True when the slot's documents have the same fault a moment later: an update that writes them is through by then.
-    fn has_the_problem_still(&self, slot: Slot, problem: &str) -> Result<bool, Failure> {
+    fn has_the_fault_still(
+        &self,
+        slot: Slot,
+        found: &str,
+        bootloader: &dyn Bootloader,
+    ) -> Result<bool, Failure> {
         std::thread::sleep(A_MOMENT);
-        Ok(self.observe()?.problems[slot.index()].as_deref() == Some(problem))
+        Ok(fault(slot, &self.observe()?, bootloader).as_deref() == Some(found))
     }
 
     /// True when the slot holds something else by now: an update began while it was read.
@@ -88,7 +94,27 @@ impl Engine<'_> {
     }
 }
 
-/// Other bytes than the signed ones, or a medium that does not give them. What else can fail says nothing of the slot.
+/// What is wrong with a slot's documents. None at all is a slot that was never filled, but only where nothing counts on it:
+/// a slot that runs, or that the loader may start, has lost them.
+fn fault(slot: Slot, seen: &Seen, bootloader: &dyn Bootloader) -> Option<String> {
+    if let Some(problem) = &seen.problems[slot.index()] {
+        return Some(format!("its documents do not verify: {problem}"));
+    }
+    if seen.releases[slot.index()].is_some() {
+        return None;
+    }
+    let is_there =
+        |(name, limit): &&(&str, u64)| !matches!(bootloader.passport(slot, name, *limit), Ok(None));
+    let there = PASSPORT.iter().filter(is_there).count();
+    let observed = &seen.observation;
+    let counted_on = observed.running == slot || observed.boot.slot(slot) != SlotBoot::Empty;
+    let lost = there > 0 || counted_on;
+    lost.then(|| format!("{there} of its {} signed documents are there", PASSPORT.len()))
+}
+
+/// Other bytes than the signed ones, a boot file or entry that is gone, or a medium that does not give them. What else can
+/// fail says nothing of the slot.
 fn is_damage(error: &InstallError) -> bool {
-    error.reason() == Reason::ReadBackMismatch || matches!(error, InstallError::ReadSlot(_))
+    error.reason() == Reason::ReadBackMismatch
+        || matches!(error, InstallError::ReadSlot(_) | InstallError::Boot(_))
 }

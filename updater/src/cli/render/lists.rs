@@ -9,7 +9,7 @@ use crate::engine::answers::{Quarantine, Scrubbed, Soundness};
 pub(super) fn quarantine(answer: &Quarantine) -> String {
     let mut out = match (&answer.asked, &answer.released) {
         (Some(_), Some(entry)) => format!(
-            "{} {} is not quarantined any more: `switchback update` may take it again. It fails again, it is back here.\n",
+            "{} {} is not quarantined any more: `switchback update` may take it again. If it fails again, it is back here.\n",
             entry.version, entry.digest
         ),
         (Some(asked), None) => format!("Nothing changed. No quarantined release is called `{asked}`.\n"),

@@ -149,7 +149,7 @@ reasons! {
         "`switchback history` names the checks; publish a corrected release."
     LoaderRefused "loader-refused" 51
         "The slot was armed, but the bootloader started the old one without using up a try."
-        "Check that the kernel fits this machine and, under Secure Boot, is signed for it."
+        "A boot file that is gone is found by the next `switchback update`; else check that the kernel fits this machine and, under Secure Boot, is signed for it."
     Panicked "panicked" 52
         "The kernel of the trial panicked."
         "`switchback logs` shows the crash record when there is one; else watch a start on the serial console."

@@ -14,6 +14,22 @@ pub fn kernel_missing(scene: &mut Scene) -> Result<()> {
     comes_back(scene, Bad { boots_max: 1, ..damaged(DAMAGE, "loader-refused") })
 }
 
+/// The kernel's file is there and nothing can load it, under a loader that hands back to the firmware: the firmware has
+/// to start the loader again, by the options that arming registered.
+pub fn kernel_garbage(scene: &mut Scene) -> Result<()> {
+    unloadable(scene, Loader::V252)
+}
+
+/// The same under the last loader in use that hands back.
+pub fn kernel_garbage_under_systemd_boot_257(scene: &mut Scene) -> Result<()> {
+    unloadable(scene, Loader::V257)
+}
+
+/// The same under a loader that restarts the machine, so that nothing is registered.
+pub fn kernel_garbage_under_systemd_boot_262(scene: &mut Scene) -> Result<()> {
+    unloadable(scene, Loader::V262)
+}
+
 /// The root's first block is other than the hash tree says: dm-verity panics at the first look at it.
 pub fn root_broken(scene: &mut Scene) -> Result<()> {
     const DAMAGE: &str = "dd if=/dev/urandom of=/dev/vda4 bs=4096 count=1 conv=notrunc,fsync";
@@ -31,4 +47,12 @@ fn damaged(script: &'static str, reason: &'static str) -> Bad {
     let loader = Loader::V252;
     let damage = Some(script);
     Bad { temper: Temper::Good, loader, damage, boots_max: TRIES + 1, comes_up: false, reason }
+}
+
+fn unloadable(scene: &mut Scene, loader: Loader) -> Result<()> {
+    // Whole files of the length that they had: what a file system that lost blocks leaves.
+    const DAMAGE: &str = "mount -t vfat /dev/vda1 /efi && \
+        dd if=/dev/urandom of=/efi/switchback/b/linux bs=4096 count=1 conv=notrunc && umount /efi && \
+        ls /sys/firmware/efi/efivars | grep -c '^Boot0' >/dev/ttyS0";
+    comes_back(scene, Bad { loader, ..damaged(DAMAGE, "died-early") })
 }

@@ -108,8 +108,8 @@ impl Lab {
             ]);
             provision.args(["--release", &format!("{}/{name}:{}", self.registry.host(), recipe.version())]);
             provision.args(["--plain-http", &self.registry.host(), "--trust"]).arg(self.key());
-            if loader == Loader::V257 {
-                provision.arg("--loader").arg(tools::fetched("systemd257")?);
+            if let Some(file) = loader.file()? {
+                provision.arg("--loader").arg(file);
             }
             tools::run(&mut provision).map(drop)
         })?;

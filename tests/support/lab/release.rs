@@ -87,7 +87,7 @@ impl Kernel {
     }
 }
 
-/// systemd-boot: the two versions differ in what they tell the system and in how they treat a kernel that does not load.
+/// systemd-boot: its versions differ in what they tell the system and in how they treat a kernel that does not load.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub enum Loader {
     /// The one of Debian 12.
@@ -95,6 +95,19 @@ pub enum Loader {
     V252,
     /// The one of Debian 13.
     V257,
+    /// The one of Debian 14: the first here that restarts the machine when a kernel does not load.
+    V262,
+}
+
+impl Loader {
+    /// Its file, when it is not the one that is installed.
+    pub fn file(self) -> Result<Option<PathBuf>> {
+        match self {
+            Loader::V252 => Ok(None),
+            Loader::V257 => tools::fetched("systemd257").map(Some),
+            Loader::V262 => tools::fetched("systemd262").map(Some),
+        }
+    }
 }
 
 /// A release that the lab can build, whatever its root is made of.

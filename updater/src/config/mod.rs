@@ -137,6 +137,8 @@ pub struct Boot {
     /// Starts that a trial gets, 1–9.
     #[serde(deserialize_with = "tries")]
     pub tries: u8,
+    /// Whether boot options may be registered with the firmware, where a loader needs them to come back.
+    pub firmware_options: bool,
     /// `[boot.custom]`.
     pub custom: CustomBoot,
     /// How long after its start a trial must be confirmed.
@@ -200,6 +202,7 @@ impl Default for Boot {
         Boot {
             backend: BootBackend::default(),
             tries: policy.tries,
+            firmware_options: true,
             custom: CustomBoot::default(),
             trial_deadline: Duration::from_secs(policy.trial_deadline_secs),
             armed: Duration::from_secs(policy.armed_secs),

@@ -11,15 +11,10 @@ use switchback_partitions::slot::Slot;
 
 use super::finding::{Finding, Group};
 use super::place::Seen;
-use crate::config::BootBackend;
+use crate::config::{Boot, BootBackend};
 use crate::engine::chain;
-use crate::host::backend;
-use crate::host::loader::LoaderSettings;
-
-/// The name systemd-boot gives itself.
-const SYSTEMD_BOOT: &str = "systemd-boot ";
-/// The first systemd-boot that restarts the machine when it cannot load what an entry names.
-const REBOOT_ON_ERROR_SINCE: u32 = 260;
+use crate::host::loader::{LoaderSettings, REBOOT_ON_ERROR_SINCE, SYSTEMD_BOOT, gives_up};
+use crate::host::{backend, firmware};
 
 /// Protocol, loader, entries, state.
 pub fn findings(seen: &Seen<'_>) -> Vec<Finding> {
@@ -53,7 +48,7 @@ fn systemd_boot(seen: &Seen<'_>) -> Vec<Finding> {
     let on_disk =
         looked.as_ref().ok().and_then(|look| look.loaders.iter().find_map(|(_, info)| info.as_deref()));
     let mut findings = vec![protocol(seen, started, looked.as_ref())];
-    findings.push(version(started.or(on_disk)));
+    findings.push(version(seen, started.or(on_disk)));
     findings.push(defaults(seen, &settings, looked.as_ref()));
     findings.extend(entries(seen, looked.as_ref()));
     findings
@@ -87,22 +82,27 @@ fn protocol(seen: &Seen<'_>, started: Option<&str>, looked: Result<&Look, &Strin
     }
 }
 
-fn version(info: Option<&str>) -> Finding {
+fn version(seen: &Seen<'_>, info: Option<&str>) -> Finding {
     let subject = Group::Boot.at("loader-version", "what the loader calls itself");
     let Some(info) = info else { return subject.note("it does not say, or it was not found") };
-    let number = info.strip_prefix(SYSTEMD_BOOT).map(|rest| rest.split(|c: char| !c.is_ascii_digit()).next());
-    match number.flatten().and_then(|digits| digits.parse::<u32>().ok()) {
-        Some(number) if number >= REBOOT_ON_ERROR_SINCE => {
-            subject.ok(format!("{info}: restarts when a kernel cannot be loaded"))
+    let Boot { tries, firmware_options, .. } = seen.config.boot;
+    match gives_up(info) {
+        None => subject.note(format!("{info}: not understood")),
+        Some(false) => subject.ok(format!("{info}: restarts when a kernel cannot be loaded")),
+        // The firmware here is not that of the machine in an image file.
+        Some(true) if !seen.is_image() && firmware::starts_again(&seen.place.efivars(), tries) == Some(true) => {
+            subject.ok(format!("{info}: hands back when a kernel cannot be loaded, and the firmware starts it again"))
         }
-        Some(_) => subject.warning(
+        Some(true) if firmware_options => subject.note(format!(
+            "{info}: hands back when a kernel cannot be loaded. The next update has the firmware start it again"
+        )),
+        Some(true) => subject.warning(
             format!("{info}: a kernel that is there and cannot be loaded ends in the firmware"),
             format!(
-                "Use systemd-boot {REBOOT_ON_ERROR_SINCE} or newer, or register the loader with the firmware once more than \
-                 there are tries, so that it is started again."
+                "Use systemd-boot {REBOOT_ON_ERROR_SINCE} or newer, or allow `firmware_options` under [boot]: then the next \
+                 update registers boot options to start the loader again."
             ),
         ),
-        None => subject.note(format!("{info}: not understood")),
     }
 }
 

@@ -60,7 +60,10 @@ const CASES: &[Case] = &[
     // Boot.
     Case { broken: |m| m.remove("sys/firmware"), other: &[("protocol", Problem)], says: "did not start by UEFI" },
     Case { broken: |m| m.variable("LoaderInfo", "GRUB 2.12"), other: &[("protocol", Problem), ("loader-version", Note)], says: "UEFI, but GRUB 2.12 started this system" },
-    Case { broken: |m| m.variable("LoaderInfo", "systemd-boot 252.39-1~deb12u2"), other: &[("loader-version", Warning)], says: "ends in the firmware" },
+    Case { broken: |m| m.variable("LoaderInfo", "systemd-boot 252.39-1~deb12u2"), other: &[("loader-version", Note)], says: "The next update has the firmware start it again" },
+    Case { broken: |m| { m.variable("LoaderInfo", "systemd-boot 252.39-1~deb12u2");
+                         m.edit("etc/switchback/config.toml", "[source]", "[boot]\nfirmware_options = false\n[source]") },
+           other: &[("loader-version", Warning)], says: "ends in the firmware" },
     Case { broken: |m| m.variable("LoaderEntryDefault", "switchback-b-2.conf"), other: &[("loader-defaults", Warning)], says: "LoaderEntryDefault = switchback-b-2.conf" },
     Case { broken: |m| m.variable("LoaderEntryOneShot", "debian.conf"), other: &[("loader-defaults", Warning)], says: "LoaderEntryOneShot" },
     Case { broken: |m| m.esp_write("loader/loader.conf", b"timeout 0\ndefault debian.conf\n"), other: &[("loader-defaults", Warning)], says: "default debian.conf" },
@@ -237,4 +240,19 @@ fn names_are_kebab_case() {
     for finding in Fixture::healthy().examine().findings {
         assert!(finding.name.bytes().all(|c| c.is_ascii_lowercase() || c == b'-'), "{}", finding.name);
     }
+}
+
+#[test]
+fn a_loader_that_gives_up_is_no_worry_where_the_firmware_starts_it_again() {
+    let machine = Fixture::healthy();
+    machine.variable("LoaderInfo", "systemd-boot 252.39-1~deb12u2");
+    let efivars = machine.path("sys/firmware/efi/efivars");
+    crate::host::firmware::fixture::fill(&efivars, 1, &[1, 4]);
+    let before = machine.shot();
+    assert_eq!(machine.finding("loader-version").result, Note);
+    assert_eq!(machine.shot(), before, "looking registers nothing");
+    crate::host::firmware::start_again(&efivars, 3).unwrap();
+    let finding = machine.finding("loader-version");
+    assert_eq!(finding.result, Well, "{finding:?}");
+    assert!(finding.found.contains("the firmware starts it again"), "{finding:?}");
 }

@@ -15,6 +15,7 @@ use switchback_partitions::slot::{RunningSlot, Slot};
 use super::observe::now;
 use super::{Candidate, Engine, Failure, NOTHING_CHANGED, RUNNING_UNTOUCHED, chain, host_reason};
 use crate::facts::Fact;
+use crate::host::firmware::StartsAgain;
 use crate::image::index::Index;
 use crate::init::stage::{Mark, Stage};
 use crate::install::{Install, InstallError, Offer, Release, Target, preflight};
@@ -145,9 +146,26 @@ impl Engine<'_> {
         // Marks of earlier trials would be taken for starts of this one.
         Mark::forget(self.machine.state_dir(), slot)
             .map_err(|e| (Why::new(Reason::StateUnreadable, chain(&e)), RUNNING_UNTOUCHED))?;
+        self.have_firmware_start_again(tries);
         proven.arm(tries).map_err(after)?;
         self.run.armed = true;
         Ok(now(self.boot_id()?))
+    }
+
+    /// Some loaders hand back to the firmware when a kernel does not load. That is rare, and a machine whose firmware
+    /// cannot be told is no worse than before: a warning, and the update goes on.
+    fn have_firmware_start_again(&self, tries: u8) {
+        match self.machine.start_again(tries) {
+            Ok(StartsAgain::Registered(options)) => self.progress.say(&format!(
+                "The firmware has {options} boot options more, all to the same loader: it comes back from a kernel that \
+                 does not load."
+            )),
+            Ok(StartsAgain::NotNeeded | StartsAgain::Ready(_)) => (),
+            Err(error) => tracing::warn!(
+                error = chain(&error),
+                "the firmware could not be told to start the loader again; a kernel that does not load would end there"
+            ),
+        }
     }
 
     /// A slot that is not what its passport says loses the passport: with it, the same release would be "already there"

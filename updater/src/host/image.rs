@@ -17,6 +17,7 @@ use switchback_partitions::gpt::Table;
 use switchback_partitions::layout::DiskLayout;
 use switchback_partitions::slot::Slot;
 
+use super::firmware::StartsAgain;
 use super::kernel::KernelView;
 use super::{HostError, Machine, Witness, backend, io_error, make_state_dir, run_reboot};
 use crate::config;
@@ -123,6 +124,11 @@ impl Machine for ImageMachine {
         }
         let path = self.machine.state_dir.join(REBOOT_REQUESTED);
         fs::write(&path, "").map_err(io_error("writing", &path))
+    }
+
+    /// The simulated firmware knows no loader that gives up.
+    fn start_again(&self, _tries: u8) -> Result<StartsAgain, HostError> {
+        Ok(StartsAgain::NotNeeded)
     }
 
     /// A simulated machine has no hang to come back from.

@@ -16,6 +16,12 @@ use uuid::Uuid;
 /// Where the kernel shows EFI variables.
 pub const EFIVARS: &str = "/sys/firmware/efi/efivars";
 
+/// The name systemd-boot gives itself.
+pub const SYSTEMD_BOOT: &str = "systemd-boot ";
+
+/// The first systemd-boot that restarts the machine when it cannot load what an entry names (`reboot-on-error`).
+pub const REBOOT_ON_ERROR_SINCE: u32 = 260;
+
 const LOADER_GUID: &str = "4a67b082-0a4c-41cf-b6c7-440b29bb8c4f";
 
 /// Attributes before a variable's value in efivarfs, in bytes.
@@ -80,6 +86,18 @@ impl LoaderSettings {
         let fixed = names.into_iter().filter_map(|name| Some((name, variable(efivars, name)?)));
         LoaderSettings { info: variable(efivars, "LoaderInfo"), fixed: fixed.collect() }
     }
+
+    /// True when the loader hands back to the firmware where it cannot load what an entry names; `None` when that is not
+    /// known of it.
+    pub fn gives_up(&self) -> Option<bool> {
+        gives_up(self.info.as_deref()?)
+    }
+}
+
+/// The same by what a loader calls itself.
+pub fn gives_up(info: &str) -> Option<bool> {
+    let number = info.strip_prefix(SYSTEMD_BOOT)?.split(|c: char| !c.is_ascii_digit()).next()?;
+    number.parse::<u32>().ok().map(|number| number < REBOOT_ON_ERROR_SINCE)
 }
 
 /// The slot in an entry's id `switchback-<slot>-<generation>`, with any folder before it and any counter after it.

@@ -6,6 +6,7 @@
 
 pub mod clock;
 pub mod durable;
+pub mod firmware;
 pub mod image;
 pub mod kernel;
 pub mod loader;
@@ -53,6 +54,8 @@ pub trait Machine: Send + Sync {
     fn root(&self) -> &Path;
     /// Restarts the machine now. Returns only when the order was given.
     fn reboot(&self) -> Result<(), HostError>;
+    /// Has the firmware start a loader that gives up again, once for each of a trial's tries.
+    fn start_again(&self, tries: u8) -> Result<firmware::StartsAgain, HostError>;
     /// True when the machine returns by itself from a hang (a watchdog is held), for `status`.
     fn watchdog_held(&self) -> bool;
     /// What the kernel tells of this start and of the one before.

@@ -4,6 +4,7 @@
 //! asked for a cross-check, and believed only where the kernel's own answer cannot be had.
 
 use std::fs;
+use std::io;
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -16,6 +17,7 @@ use switchback_partitions::device::{Access, FileDevice};
 use switchback_partitions::gpt::Table;
 use switchback_partitions::layout::DiskLayout;
 
+use super::firmware::{self, StartsAgain};
 use super::kernel::KernelView;
 use super::loader::{EFIVARS, LoaderEvidence};
 use super::mounts::{Mounted, mount_table};
@@ -145,6 +147,20 @@ impl Machine for RealMachine {
         nix::unistd::sync();
         let Err(errno) = reboot(RebootMode::RB_AUTOBOOT);
         Err(HostError::Reboot(errno.to_string()))
+    }
+
+    fn start_again(&self, tries: u8) -> Result<StartsAgain, HostError> {
+        if self.boot.backend == config::BootBackend::Custom || !self.boot.firmware_options {
+            return Ok(StartsAgain::NotNeeded);
+        }
+        let efivars = Path::new(EFIVARS);
+        let esp = self.locate()?.layout.esp.guid;
+        // A loader from a rescue stick must not be what the firmware comes back to.
+        if LoaderEvidence::read(efivars).loader_partition.is_some_and(|guid| guid != esp) {
+            let elsewhere = io::Error::other("the loader that started this system lies on another disk");
+            return Err(io_error("registering boot options in", efivars)(elsewhere));
+        }
+        firmware::start_again(efivars, tries).map_err(io_error("registering boot options in", efivars))
     }
 
     fn watchdog_held(&self) -> bool {

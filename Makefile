@@ -32,7 +32,7 @@ demo:           ## the life of an update on an image file: no root, no network, 
 
 lab-parts:
 	tests/tools/setup
-	tests/tools/fetch cosign2 cosign3 oras systemd257 systemd262 kernel61 kernel612 >/dev/null
+	tests/tools/fetch cosign2 cosign3 oras systemd257 systemd262 ukify kernel61 kernel612 >/dev/null
 
 lab: lab-parts build device
 

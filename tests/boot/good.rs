@@ -9,9 +9,18 @@ use crate::witness;
 
 /// A good update costs one reboot, is confirmed, and leaves a disk with which the standard tools find no fault.
 pub fn update(scene: &mut Scene) -> Result<()> {
+    confirmed(scene, &Recipe::new("1.1", Temper::Good))
+}
+
+/// The same with kernel, initramfs and command line in one file, made by ukify.
+pub fn unified(scene: &mut Scene) -> Result<()> {
+    confirmed(scene, &Recipe { unified: true, ..Recipe::new("1.1", Temper::Good) })
+}
+
+fn confirmed(scene: &mut Scene, release: &Recipe) -> Result<()> {
     scene.power_on_with(&Recipe::new("1.0", Temper::Good), Loader::V252, false)?;
     scene.expect_settled("1.0")?;
-    scene.publish(&Recipe::new("1.1", Temper::Good))?;
+    scene.publish(release)?;
     let offer = scene.ask("check")?;
     ensure!(offer["available"] == true, "`check` does not see the release: {offer:#}");
     let running = scene.update("")?;

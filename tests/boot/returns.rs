@@ -21,6 +21,8 @@ pub struct Bad {
     pub temper: Temper,
     /// The machine's loader.
     pub loader: Loader,
+    /// The release's boot files are one unified kernel image.
+    pub unified: bool,
     /// A script that is typed in the guest between arming and the reboot.
     pub damage: Option<&'static str>,
     /// Boots from the order to the old slot.
@@ -34,7 +36,15 @@ pub struct Bad {
 impl Bad {
     /// A release that spends every try, on the older loader.
     const fn spends_every_try(temper: Temper, reason: &'static str) -> Bad {
-        Bad { temper, loader: Loader::V252, damage: None, boots_max: TRIES + 1, comes_up: true, reason }
+        Bad {
+            temper,
+            loader: Loader::V252,
+            unified: false,
+            damage: None,
+            boots_max: TRIES + 1,
+            comes_up: true,
+            reason,
+        }
     }
 }
 
@@ -111,12 +121,16 @@ pub fn twice(scene: &mut Scene) -> Result<()> {
 
 /// A machine on 1.0 updates to a bad 1.1 and comes back.
 pub fn comes_back(scene: &mut Scene, bad: Bad) -> Result<()> {
-    let Bad { temper, loader, damage, boots_max, comes_up, reason } = bad;
+    let Bad { temper, loader, unified, damage, boots_max, comes_up, reason } = bad;
     let watchdog = temper == Temper::Freezes;
     let kernel = if watchdog { Kernel::V6_12 } else { Kernel::V6_1 };
-    scene.power_on_with(&Recipe { version: "1.0", temper: Temper::Good, kernel }, loader, watchdog)?;
+    scene.power_on_with(
+        &Recipe { version: "1.0", temper: Temper::Good, kernel, unified },
+        loader,
+        watchdog,
+    )?;
     scene.expect_settled("1.0")?;
-    let digest = scene.publish(&Recipe { version: "1.1", temper, kernel })?;
+    let digest = scene.publish(&Recipe { version: "1.1", temper, kernel, unified })?;
     match damage {
         None => returns(scene, "switchback --json update --reboot", boots_max)?,
         Some(script) => {

@@ -2,10 +2,10 @@
 //!
 //! Not here: the scenarios (`tests/boot`). Rule: what the lab makes lies in `.lab`, and what it starts ends with it.
 
+mod boot_files;
 pub mod containers;
 pub mod debian;
 pub mod fixtures;
-mod initramfs;
 pub mod qemu;
 pub mod registry;
 pub mod release;

@@ -3,6 +3,7 @@
 //! Not here: where they are pushed (`fixtures`). Rule: a bad release differs from a good one in its temper and version
 //! alone, so that what comes back is told apart by nothing else.
 
+use std::ffi::OsString;
 use std::fs;
 use std::os::unix::fs::{PermissionsExt as _, symlink};
 use std::path::{Path, PathBuf};
@@ -11,7 +12,7 @@ use std::process::Command;
 use anyhow::{Context as _, Result};
 
 use super::fixtures::Lab;
-use super::{initramfs, tools};
+use super::{boot_files, tools};
 
 /// Short, so that a scenario does not wait; long enough for a busy host.
 const DEADLINES: &str = "switchback.deadline=60 switchback.init-deadline=40";
@@ -131,18 +132,21 @@ pub struct Recipe {
     pub temper: Temper,
     /// What it runs on.
     pub kernel: Kernel,
+    /// Its kernel, initramfs and command line are one file.
+    pub unified: bool,
 }
 
 impl Recipe {
     /// A release on the faster kernel.
     pub fn new(version: &'static str, temper: Temper) -> Recipe {
-        Recipe { version, temper, kernel: Kernel::V6_1 }
+        Recipe { version, temper, kernel: Kernel::V6_1, unified: false }
     }
 }
 
 impl Release for Recipe {
     fn name(&self) -> String {
-        format!("{}-{}-{}", self.version, self.temper.word(), self.kernel.name())
+        let form = if self.unified { "-uki" } else { "" };
+        format!("{}-{}-{}{form}", self.version, self.temper.word(), self.kernel.name())
     }
 
     fn version(&self) -> &str {
@@ -162,32 +166,46 @@ impl Release for Recipe {
 fn build(recipe: &Recipe, key: &Path, layout: &Path) -> Result<()> {
     let root = tempfile::Builder::new().prefix("lab-root").tempdir()?;
     write_root(root.path(), recipe, key)?;
-    let mut command = build_command(root.path(), recipe)?;
-    if recipe.temper == Temper::HangsEarly {
-        let scratch = tempfile::tempdir()?;
-        tools::run(command.arg("--output").arg(format!("oci:{}", scratch.path().display())))?;
-        let initrd = initramfs::that_waits_for_ever(scratch.path(), recipe.version)?;
-        command = build_command(root.path(), recipe)?;
-        command.arg("--initrd").arg(&initrd).arg("--output").arg(format!("oci:{}", layout.display()));
-        return tools::run(&mut command).map(drop);
-    }
+    let root = root.path();
+    let scratch = tempfile::tempdir()?;
+    let boot = match recipe {
+        Recipe { unified: false, temper: Temper::HangsEarly, .. } => {
+            make(recipe, root, &usual_boot(recipe)?, scratch.path())?;
+            let initrd = boot_files::that_waits_for_ever(scratch.path(), recipe.version)?;
+            let mut boot = usual_boot(recipe)?;
+            boot.extend(["--initrd".into(), initrd.into()]);
+            boot
+        }
+        Recipe { unified: false, .. } => usual_boot(recipe)?,
+        Recipe { unified: true, .. } => {
+            make(recipe, root, &usual_boot(recipe)?, scratch.path())?;
+            vec!["--uki".into(), boot_files::unified(scratch.path(), recipe.version)?.into()]
+        }
+    };
+    make(recipe, root, &boot, layout)
+}
+
+/// Kernel and command line, and what is packed into an initramfs unless one is named behind them.
+fn usual_boot(recipe: &Recipe) -> Result<Vec<OsString>> {
+    let (kernel, modules) = recipe.kernel.files()?;
+    // `panic=-1`: a panic resets at once.
+    let cmdline = format!("console=ttyS0 quiet panic=-1 {DEADLINES}");
+    // Beside the default set of modules a guest needs its network's.
+    let mut words: Vec<OsString> = ["--module", "virtio_net", "--cmdline"].map(OsString::from).to_vec();
+    words.extend([cmdline.into(), "--kernel".into(), kernel.into(), "--modules-dir".into(), modules.into()]);
+    words.extend(["--init-binary".into(), tools::device_binary()?.into()]);
+    Ok(words)
+}
+
+fn make(recipe: &Recipe, root: &Path, boot: &[OsString], layout: &Path) -> Result<()> {
+    let mut command = Command::new(tools::switchback()?);
+    command.args(["image", "build", "--product", PRODUCT, "--name", "lab-os", "--version", recipe.version]);
+    // A fast compression level: the lab's images are small and short-lived.
+    command.arg("--root").arg(root).args(boot).args(["--level", "3"]);
     if recipe.temper == Temper::Updaterless {
         command.arg("--foreign");
     }
     tools::run(command.arg("--output").arg(format!("oci:{}", layout.display()))).map(drop)
-}
-
-fn build_command(root: &Path, recipe: &Recipe) -> Result<Command> {
-    let (kernel, modules) = recipe.kernel.files()?;
-    let mut command = Command::new(tools::switchback()?);
-    command.args(["image", "build", "--product", PRODUCT, "--name", "lab-os", "--version", recipe.version]);
-    command.arg("--root").arg(root).arg("--kernel").arg(kernel).arg("--modules-dir").arg(modules);
-    command.arg("--init-binary").arg(tools::device_binary()?);
-    // The rest of what a guest needs is in the default set.
-    command.args(["--module", "virtio_net"]);
-    // `panic=-1`: a panic resets at once. A fast compression level: the lab's images are small and short-lived.
-    command.args(["--cmdline", &format!("console=ttyS0 quiet panic=-1 {DEADLINES}"), "--level", "3"]);
-    Ok(command)
 }
 
 /// Writes the root that such a release has.

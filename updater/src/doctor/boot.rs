@@ -5,6 +5,7 @@
 
 use rustix::fs::{Access, AtFlags, CWD, accessat};
 use switchback_bootloader::boot_state::{BootState, SlotBoot};
+use switchback_bootloader::esp::EspDir;
 use switchback_bootloader::systemd_boot::look::{Look, look};
 use switchback_bootloader::systemd_boot::pe::Machine;
 use switchback_partitions::slot::Slot;
@@ -13,7 +14,9 @@ use super::finding::{Finding, Group};
 use super::place::Seen;
 use crate::config::{Boot, BootBackend};
 use crate::engine::chain;
-use crate::host::loader::{LoaderSettings, REBOOT_ON_ERROR_SINCE, SYSTEMD_BOOT, gives_up};
+use crate::host::loader::{
+    LoaderSettings, REBOOT_ON_ERROR_SINCE, SYSTEMD_BOOT, crashes_over_an_initrd, gives_up,
+};
 use crate::host::{backend, firmware};
 
 /// Protocol, loader, entries, state.
@@ -89,6 +92,12 @@ fn version(seen: &Seen<'_>, info: Option<&str>) -> Finding {
     match gives_up(info) {
         None => subject.note(format!("{info}: not understood")),
         Some(false) => subject.ok(format!("{info}: restarts when a kernel cannot be loaded")),
+        Some(true) if crashes_over_an_initrd(info) && !unified(seen) => subject.warning(
+            format!("{info}: crashes when a kernel with an initrd beside it is there and cannot be loaded"),
+            format!(
+                "Use systemd-boot {REBOOT_ON_ERROR_SINCE} or newer, or releases whose boot files are one unified kernel image."
+            ),
+        ),
         // The firmware here is not that of the machine in an image file.
         Some(true) if !seen.is_image() && firmware::starts_again(&seen.place.efivars(), tries) == Some(true) => {
             subject.ok(format!("{info}: hands back when a kernel cannot be loaded, and the firmware starts it again"))
@@ -104,6 +113,14 @@ fn version(seen: &Seen<'_>, info: Option<&str>) -> Finding {
             ),
         ),
     }
+}
+
+/// True when no slot has an initrd beside its kernel.
+fn unified(seen: &Seen<'_>) -> bool {
+    let beside = |dir: &dyn EspDir, slot: Slot| dir.file_bytes(&format!("switchback/{slot}/initrd"));
+    seen.esp
+        .as_ref()
+        .is_ok_and(|esp| Slot::ALL.into_iter().all(|slot| matches!(beside(&*esp.dir, slot), Ok(None))))
 }
 
 /// A default that is set is started again and again, whatever its counter says.

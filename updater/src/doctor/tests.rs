@@ -61,6 +61,9 @@ const CASES: &[Case] = &[
     Case { broken: |m| m.remove("sys/firmware"), other: &[("protocol", Problem)], says: "did not start by UEFI" },
     Case { broken: |m| m.variable("LoaderInfo", "GRUB 2.12"), other: &[("protocol", Problem), ("loader-version", Note)], says: "UEFI, but GRUB 2.12 started this system" },
     Case { broken: |m| m.variable("LoaderInfo", "systemd-boot 252.39-1~deb12u2"), other: &[("loader-version", Note)], says: "The next update has the firmware start it again" },
+    Case { broken: |m| m.variable("LoaderInfo", "systemd-boot 257.9-1"), other: &[("loader-version", Note)], says: "The next update has the firmware start it again" },
+    Case { broken: |m| { m.variable("LoaderInfo", "systemd-boot 257.9-1"); m.esp_write("switchback/b/initrd", b"x") },
+           other: &[("loader-version", Warning)], says: "crashes when a kernel with an initrd" },
     Case { broken: |m| { m.variable("LoaderInfo", "systemd-boot 252.39-1~deb12u2");
                          m.edit("etc/switchback/config.toml", "[source]", "[boot]\nfirmware_options = false\n[source]") },
            other: &[("loader-version", Warning)], says: "ends in the firmware" },

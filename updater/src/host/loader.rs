@@ -96,8 +96,17 @@ impl LoaderSettings {
 
 /// The same by what a loader calls itself.
 pub fn gives_up(info: &str) -> Option<bool> {
-    let number = info.strip_prefix(SYSTEMD_BOOT)?.split(|c: char| !c.is_ascii_digit()).next()?;
-    number.parse::<u32>().ok().map(|number| number < REBOOT_ON_ERROR_SINCE)
+    version(info).map(|number| number < REBOOT_ON_ERROR_SINCE)
+}
+
+/// True when the loader is known to crash where it cannot load a kernel that has an initrd beside it: it frees the initrd
+/// with its length in bytes for a number of pages, and itself with it. Seen with 257; 258 and 259 were not tried.
+pub fn crashes_over_an_initrd(info: &str) -> bool {
+    version(info).is_some_and(|number| (257..REBOOT_ON_ERROR_SINCE).contains(&number))
+}
+
+fn version(info: &str) -> Option<u32> {
+    info.strip_prefix(SYSTEMD_BOOT)?.split(|c: char| !c.is_ascii_digit()).next()?.parse().ok()
 }
 
 /// The slot in an entry's id `switchback-<slot>-<generation>`, with any folder before it and any counter after it.

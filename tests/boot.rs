@@ -53,6 +53,7 @@ const fn row(name: &'static str, sample: bool, run: fn(&mut Scene) -> Result<()>
 const SCENARIOS: &[Scenario] = &[
     row("systemd_failing_unit_comes_back_with_bless_boot", false, systemd::with_bless_boot),
     row("systemd_failing_unit_comes_back_without_bless_boot", false, systemd::without_bless_boot),
+    row("systemd_trial_that_nobody_judges_comes_back", false, systemd::deadline_timer),
     row("freeze_ends_by_the_watchdog", false, returns::freezes),
     row("rollback_and_update_again_five_times", false, good::five_cycles),
     row("hang_ends_by_the_deadline", false, returns::hangs),
@@ -71,16 +72,8 @@ const SCENARIOS: &[Scenario] = &[
     row("release_without_network_comes_back", false, returns::offline),
     row("missing_kernel_comes_back", false, damaged::kernel_missing),
     row("kernel_that_does_not_load_comes_back", true, damaged::kernel_garbage),
-    row(
-        "uki_that_does_not_load_comes_back_under_systemd_boot_257",
-        false,
-        damaged::uki_garbage_under_systemd_boot_257,
-    ),
-    row(
-        "kernel_that_does_not_load_comes_back_under_systemd_boot_262",
-        false,
-        damaged::kernel_garbage_under_systemd_boot_262,
-    ),
+    row("uki_that_does_not_load_comes_back_under_systemd_boot_257", false, damaged::uki_garbage_on_257),
+    row("kernel_that_does_not_load_comes_back_under_systemd_boot_262", false, damaged::kernel_garbage_on_262),
     row("container_recipe_boots", false, recipes::container),
     row("good_update_is_confirmed", true, good::update),
     row("unified_kernel_image_is_confirmed", false, good::unified),

@@ -272,6 +272,23 @@ fn a_trial_that_nobody_judges_ends_when_its_tries_are_spent() {
 }
 
 #[test]
+fn a_deadline_that_left_its_mark_is_told_from_a_death() {
+    let (scene, mut machine) = machine_with_1_0();
+    let silent = publish(&scene, "1.1", true);
+    ask(&machine, &["update", "--reboot"], 0);
+    for start in 1..=TRIES {
+        assert_eq!(machine.start().unwrap(), Some(Slot::B), "start {start}");
+        // What the deadline's unit asks for before it restarts the machine.
+        let marked = ask(&machine, &["boot-check", "--deadline-passed"], 0);
+        assert_eq!((&marked.said["answer"], &marked.said["slot"]), (&"deadline-passed".into(), &"b".into()));
+        assert_ne!(boot_of(&machine, Slot::B), "good", "a mark is no verdict");
+    }
+    assert_eq!(machine.power_on().unwrap().slot, Slot::A);
+    assert_eq!(history(&machine), [["returned-from", "1.1", "b", "deadline-missed"]]);
+    assert_eq!(status(&machine)["quarantine"][0]["digest"], silent);
+}
+
+#[test]
 fn a_trial_whose_root_does_not_verify_ends_on_the_old_slot() {
     let (scene, mut machine) = machine_with_1_0();
     let damaged = publish(&scene, "1.1", true);

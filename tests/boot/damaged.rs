@@ -29,13 +29,13 @@ pub fn kernel_garbage(scene: &mut Scene) -> Result<()> {
 
 /// The same with a unified kernel image under systemd-boot 257. A kernel with an initrd beside it does not do here: 257
 /// frees the initrd with its length in bytes for a number of pages, itself included, and is gone before it hands back.
-pub fn uki_garbage_under_systemd_boot_257(scene: &mut Scene) -> Result<()> {
+pub fn uki_garbage_on_257(scene: &mut Scene) -> Result<()> {
     let bad = damaged(UKI_GARBAGE, "died-early");
     comes_back(scene, Bad { loader: Loader::V257, unified: true, ..bad })
 }
 
 /// The same under a loader that restarts the machine, so that nothing is registered.
-pub fn kernel_garbage_under_systemd_boot_262(scene: &mut Scene) -> Result<()> {
+pub fn kernel_garbage_on_262(scene: &mut Scene) -> Result<()> {
     comes_back(scene, Bad { loader: Loader::V262, ..damaged(KERNEL_GARBAGE, "died-early") })
 }
 

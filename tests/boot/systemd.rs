@@ -25,6 +25,20 @@ pub fn without_bless_boot(scene: &mut Scene) -> Result<()> {
     updates_and_returns(scene, Bless::Masked)
 }
 
+/// A release in which nobody judges: the deadline's timer ends the start, and the history says what it was. One try: each
+/// lasts as long as the deadline.
+pub fn deadline_timer(scene: &mut Scene) -> Result<()> {
+    let release = |version, temper| Debian { version, temper, bless: Bless::Present };
+    scene.power_on_with(&release("1.0", Temper::Good), Loader::V257, false)?;
+    scene.expect_settled("1.0")?;
+    let digest = scene.publish(&release("1.1", Temper::Unjudged))?;
+    scene.run("sed -i 's/^\\[boot\\]$/[boot]\\ntries = 1/' /run/lab/config.toml")?.ok()?;
+    comes_back(scene, "1.0", "1.1", &digest, 2)?;
+    let reason = scene.reason_of(&digest)?;
+    ensure!(reason == "deadline-missed", "it came back for {reason}\n{}", scene.explain());
+    witness::table_and_esp_are_sound(scene.power_off()?)
+}
+
 fn updates_and_returns(scene: &mut Scene, bless: Bless) -> Result<()> {
     let release = |version, temper| Debian { version, temper, bless };
     scene.power_on_with(&release("1.0", Temper::Good), Loader::V257, false)?;

@@ -21,6 +21,8 @@ pub enum Temper {
     Good,
     /// A unit that a health check names fails.
     FailingUnit,
+    /// Nobody judges it: `switchback-boot-check.service` is masked.
+    Unjudged,
 }
 
 impl Temper {
@@ -28,6 +30,7 @@ impl Temper {
         match self {
             Temper::Good => "good",
             Temper::FailingUnit => "failing-unit",
+            Temper::Unjudged => "unjudged",
         }
     }
 }
@@ -94,8 +97,12 @@ impl Debian {
         write(root, "usr/lib/systemd/system.conf.d/20-lab.conf", PATIENCE, 0o644)?;
         let timer = "usr/lib/systemd/system/switchback-trial-deadline.timer.d";
         fs::create_dir_all(root.join(timer))?;
-        write(root, &format!("{timer}/lab.conf"), DEADLINE, 0o644)?;
-        for (unit, wanted_by, text) in UNITS {
+        let deadline = if self.temper == Temper::Unjudged { SHORT_DEADLINE } else { DEADLINE };
+        write(root, &format!("{timer}/lab.conf"), deadline, 0o644)?;
+        // Whoever takes commands says that a start is through, and a start that nobody judges never is.
+        let units =
+            UNITS.iter().filter(|unit| self.temper != Temper::Unjudged || unit.0 != "lab-guest.service");
+        for (unit, wanted_by, text) in units {
             write(root, &format!("usr/lib/systemd/system/{unit}"), text, 0o644)?;
             let wants = root.join(format!("etc/systemd/system/{wanted_by}.wants"));
             fs::create_dir_all(&wants)?;
@@ -103,6 +110,9 @@ impl Debian {
         }
         // A login there would hang up the line that the lab listens to.
         mask(root, "serial-getty@ttyS0.service")?;
+        if self.temper == Temper::Unjudged {
+            mask(root, "switchback-boot-check.service")?;
+        }
         if self.bless == Bless::Masked {
             mask(root, "systemd-bless-boot.service")?;
         }
@@ -132,6 +142,9 @@ const PATIENCE: &str =
 
 /// As long as the lab's `[boot] trial_deadline`. The empty line takes the unit's own away.
 const DEADLINE: &str = "[Timer]\nOnBootSec=\nOnBootSec=40min\n";
+
+/// Long enough to be seen coming up.
+const SHORT_DEADLINE: &str = "[Timer]\nOnBootSec=\nOnBootSec=3min\n";
 
 /// The recipe's root, made once a run.
 fn base(lab: &Lab) -> Result<PathBuf> {

@@ -130,6 +130,9 @@ pub enum Verb {
         /// Decide and say, but leave the reboot of a return to the caller
         #[arg(long)]
         no_reboot: bool,
+        /// Judge nothing: leave a mark that the trial's deadline has passed, for the history (asked by the deadline's unit)
+        #[arg(long, conflicts_with = "no_reboot")]
+        deadline_passed: bool,
     },
     /// Look at everything that an update relies on and say what is missing; changes nothing
     #[command(

@@ -6,11 +6,12 @@ use std::process::Command;
 use serde_json::Value;
 use switchback_bootloader::esp::{EspDir as _, FatEsp};
 use switchback_partitions::device::disk::Disk as _;
-use switchback_partitions::slot::Slot;
+use switchback_partitions::inactive_slot::InactiveSlot;
+use switchback_partitions::slot::{RunningSlot, Slot};
 use switchback_tests::lab::tools;
-use switchback_tests::machine::text;
+use switchback_tests::machine::{Machine, text};
 use switchback_tests::scene::sha256;
-use switchback_tests::story::{ask, boot_of, history, machine_with_1_0, publish};
+use switchback_tests::story::{ask, boot_of, history, machine_with_1_0, publish, status};
 
 /// The first column of help's list of commands.
 fn verbs() -> Vec<String> {
@@ -144,10 +145,72 @@ fn verify_reads_every_byte_changes_none_and_names_the_damaged_slot() {
             assert_eq!(found.code, 49, "{file}: {}", found.said);
             assert_eq!(found.said["slots"][slot]["soundness"], "damaged", "{file}: {}", found.said);
             assert_eq!(found.said["slots"][1 - slot]["soundness"], "sound", "{file}");
+            // `status` tells the same of it, without reading the slot.
+            let seen = status(&machine)["slots"][slot].clone();
+            assert_eq!(seen["content"], "damaged", "{file}: {seen}");
+            assert_eq!(seen["problem"], found.said["slots"][slot]["detail"], "{file}");
+            assert!(seen["problem"].as_str().unwrap().contains(name), "{file}: {seen}");
+            let printed = text(&machine.run(&["status"]).unwrap().stdout);
+            assert!(printed.contains("DAMAGED (its ") && !printed.contains("empty:"), "{printed}");
+            assert_eq!(doctor_on(&machine, slot)["result"], "warning", "{file}");
             esp.write_tmp(&file, &mut &good[..]).unwrap();
         }
     }
+    // Nor is one whose entry is gone.
+    let entries = esp.list("loader/entries").unwrap();
+    let entry = entries.iter().find(|entry| entry.name.starts_with("switchback-a-")).unwrap();
+    let entry = format!("loader/entries/{}", entry.name);
+    let mut good = Vec::new();
+    esp.read_into(&entry, 1 << 20, &mut good).unwrap();
+    esp.remove(&entry).unwrap();
+    assert_eq!(machine.ask(&["verify"]).unwrap().code, 49);
+    let seen = status(&machine)["slots"][0].clone();
+    assert_eq!((&seen["content"], &seen["problem"]), (&"damaged".into(), &"its boot entry is gone".into()));
+    esp.write_tmp(&entry, &mut &good[..]).unwrap();
     ask(&machine, &["verify"], 0);
+    assert_eq!(status(&machine)["slots"][0]["content"], "release");
+}
+
+/// What doctor says of a slot's content.
+fn doctor_on(machine: &Machine, slot: usize) -> Value {
+    let answer = machine.ask(&["doctor", "--offline"]).unwrap();
+    let findings = answer.said["findings"].as_array().unwrap();
+    let name = ["slot-a", "slot-b"][slot];
+    findings.iter().find(|finding| finding["name"] == name).unwrap().clone()
+}
+
+#[test]
+fn a_slot_that_an_update_left_unfinished_is_half_written_and_not_damaged() {
+    let (scene, machine) = machine_with_1_0();
+    assert_eq!(status(&machine)["slots"][1]["content"], "empty");
+    publish(&scene, "1.1", true);
+    ask(&machine, &["update", "--stage"], 0);
+    assert_eq!(status(&machine)["slots"][1]["content"], "release", "staged");
+    // What a power cut leaves while the documents are written: the partition's mark and some of the files.
+    let layout = machine.layout().unwrap();
+    let release = status(&machine)["slots"][1]["release"].clone();
+    let disk: std::sync::Arc<dyn switchback_partitions::device::disk::Disk> =
+        std::sync::Arc::new(machine.image().unwrap());
+    let running = RunningSlot { slot: Slot::A, confirmed: true };
+    let open = InactiveSlot::open(disk.clone(), &layout, running).unwrap();
+    open.mark_partial(None).unwrap();
+    drop(open);
+    let esp = FatEsp::new(machine.image().unwrap().partition(&layout.esp).unwrap());
+    for gone in [None, Some("switchback/b/signatures.json"), Some("switchback/b/linux")] {
+        if let Some(gone) = gone {
+            esp.remove(gone).unwrap();
+        }
+        let seen = status(&machine)["slots"][1].clone();
+        assert_eq!((&seen["content"], &seen["problem"]), (&"half-written".into(), &Value::Null), "{gone:?}");
+        assert_eq!(seen["release"] == release, gone.is_none(), "{gone:?}: {seen}");
+        let verified = ask(&machine, &["verify"], 0);
+        assert_eq!(verified.said["slots"][1]["soundness"], "half-written", "{gone:?}");
+        assert_eq!(doctor_on(&machine, 1)["result"], "note", "{gone:?}");
+    }
+    let printed = text(&machine.run(&["status"]).unwrap().stdout);
+    assert!(printed.contains("slot b     half written: no boot entry"), "{printed}");
+    ask(&machine, &["update"], 0);
+    assert_eq!(status(&machine)["slots"][1]["content"], "release");
 }
 
 #[test]

@@ -25,7 +25,7 @@ use switchback_partitions::slot::Slot;
 use crate::boot_state::{BootState, Change, SlotBoot};
 use crate::command::{self, Failure};
 use crate::esp::EspDir;
-use crate::record::{BootError, BootFiles, Bootloader};
+use crate::record::{BootError, BootFile, BootFiles, Bootloader};
 use crate::slot_files::{self, Room, at};
 
 /// How long a board script may take unless configured otherwise.
@@ -243,6 +243,11 @@ impl Bootloader for Custom {
 
     fn verify(&self, slot: Slot, files: &BootFiles) -> Result<(), BootError> {
         slot_files::verify(&*self.files, slot, files)
+    }
+
+    /// The board's script keeps the entries.
+    fn missing(&self, slot: Slot, files: &[BootFile]) -> Result<Option<String>, BootError> {
+        slot_files::missing(&*self.files, slot, files)
     }
 
     fn passport(&self, slot: Slot, name: &str, limit: u64) -> Result<Option<Vec<u8>>, BootError> {

@@ -102,6 +102,10 @@ pub trait Bootloader: Send + Sync {
     /// verified is the signed manifest, so it can be earned again after a restart.
     fn verify(&self, slot: Slot, files: &BootFiles) -> Result<(), BootError>;
 
+    /// What is gone of the slot's boot files and its entry, in a few words; `None` when all of it is there. Names and
+    /// lengths alone are looked at: enough to tell that a slot cannot start, no proof that it can.
+    fn missing(&self, slot: Slot, files: &[BootFile]) -> Result<Option<String>, BootError>;
+
     /// A document of the slot's passport, or `None` when the slot has none of that name. One of more than `limit`
     /// bytes is an error.
     fn passport(&self, slot: Slot, name: &str, limit: u64) -> Result<Option<Vec<u8>>, BootError>;

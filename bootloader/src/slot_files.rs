@@ -94,6 +94,24 @@ pub fn verify(esp: &dyn EspDir, slot: Slot, files: &BootFiles) -> Result<(), Boo
     Ok(())
 }
 
+/// The first boot file that is not there in its length, in words.
+pub fn missing(esp: &dyn EspDir, slot: Slot, files: &[BootFile]) -> Result<Option<String>, BootError> {
+    for file in files {
+        let name = file.kind.file_name();
+        let path = path(slot, name);
+        match esp.file_bytes(&path).map_err(at("looking at", &path))? {
+            None => return Ok(Some(format!("its boot file `{name}` is gone"))),
+            Some(bytes) if bytes != file.bytes => {
+                let words =
+                    format!("its boot file `{name}` has {bytes} bytes and should have {}", file.bytes);
+                return Ok(Some(words));
+            }
+            Some(_) => {}
+        }
+    }
+    Ok(None)
+}
+
 /// Removes everything in the slot's folder, flushed. Its entries must be gone and flushed before.
 pub fn forget(esp: &dyn EspDir, slot: Slot) -> Result<(), BootError> {
     let folder = folder(slot);

@@ -52,6 +52,7 @@ pub const CLAUSES: &[Clause] = &[
     ("preparing the same files again writes nothing", same_files_write_nothing),
     ("a slot that can be started is not overwritten", startable_is_not_overwritten),
     ("verify finds other files, and a passport document of another text", verify_finds_other_files),
+    ("a boot file that is gone or cut short is told, and nothing is written", what_is_gone_is_told),
     ("what is more than one step is refused and changes nothing", two_steps_are_refused),
 ];
 
@@ -291,6 +292,22 @@ fn verify_finds_other_files(rig: &dyn Rig) {
     let mut other = files.clone();
     other.passport[0].1.push(b' ');
     assert!(matches!(verify(&other), Err(BootError::Mismatch { slot: Slot::B, .. })));
+}
+
+fn what_is_gone_is_told(rig: &dyn Rig) {
+    provision(rig);
+    let files = stage(rig, B, "1.1");
+    let missing = |files: &[BootFile]| unwrap(rig.bootloader().missing(B, files), "missing");
+    let writes = rig.writes();
+    assert_eq!(missing(&files.files), None, "prepared");
+    let mut longer = files.files.clone();
+    longer[1].bytes += 1;
+    assert!(missing(&longer).is_some_and(|words| words.contains(longer[1].kind.file_name())));
+    assert_eq!(rig.writes(), writes);
+    arm(rig, B);
+    assert_eq!(missing(&files.files), None, "armed");
+    unwrap(rig.bootloader().forget(B), "forget");
+    assert!(missing(&files.files).is_some_and(|words| words.contains("is gone")));
 }
 
 fn two_steps_are_refused(rig: &dyn Rig) {

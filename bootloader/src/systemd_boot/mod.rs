@@ -18,7 +18,7 @@ use switchback_partitions::slot::Slot;
 
 use crate::boot_state::{BootState, Change, SlotBoot};
 use crate::esp::EspDir;
-use crate::record::{BootError, BootFileKind, BootFiles, Bootloader};
+use crate::record::{BootError, BootFile, BootFileKind, BootFiles, Bootloader};
 use crate::slot_files::{self, Room, at};
 
 mod catalogue;
@@ -296,6 +296,14 @@ impl Bootloader for SystemdBoot {
         }
         let found = String::from_utf8_lossy(&found).into_owned();
         Err(BootError::Mismatch { slot, file: file.file_name.clone(), expected, found })
+    }
+
+    fn missing(&self, slot: Slot, files: &[BootFile]) -> Result<Option<String>, BootError> {
+        match slot_files::missing(&*self.esp, slot, files)? {
+            // A prepared entry counts: what is staged misses nothing.
+            None if self.load()?.ours_of(slot).next().is_none() => Ok(Some("its boot entry is gone".into())),
+            found => Ok(found),
+        }
     }
 
     fn passport(&self, slot: Slot, name: &str, limit: u64) -> Result<Option<Vec<u8>>, BootError> {

@@ -9,7 +9,8 @@ use comfy_table::{ContentArrangement, Table, presets};
 use switchback_bootloader::boot_state::SlotBoot;
 
 use crate::engine::answers::{
-    Answer, BootCheck, BootVerdict, Check, History, HistoryEntry, Outcome, SlotStatus, Status, Update,
+    Answer, BootCheck, BootVerdict, Check, Content, History, HistoryEntry, Outcome, SlotStatus, Status,
+    Update,
 };
 use crate::health::{CheckOutcome, CheckResult, HealthReport};
 use crate::install::{ReleaseName, Traffic};
@@ -88,10 +89,15 @@ fn status(status: &Status) -> String {
 
 fn slot_line(slot: &SlotStatus) -> String {
     let mark = if slot.running { "*" } else { " " };
-    let content = match (&slot.release, &slot.problem) {
-        (Some(name), _) => release(name),
-        (None, Some(problem)) => format!("unusable: {problem}"),
-        (None, None) => "empty".to_string(),
+    let name = slot.release.as_ref().map(release);
+    let problem = slot.problem.as_deref().unwrap_or_default();
+    let content = match (slot.content, name) {
+        (Content::Empty, _) => "empty".to_string(),
+        (Content::HalfWritten, _) => "half written".to_string(),
+        (Content::Unknown, _) => "unknown".to_string(),
+        (Content::Release, name) => name.unwrap_or_default(),
+        (Content::Damaged, Some(name)) => format!("{name}, DAMAGED ({problem})"),
+        (Content::Damaged, None) => format!("DAMAGED ({problem})"),
     };
     let boot = match slot.boot {
         SlotBoot::Empty => "no boot entry".to_string(),

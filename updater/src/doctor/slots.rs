@@ -3,17 +3,17 @@
 //! Not here: boot entries (`boot`). Rule: what a slot holds is what its verified passport says.
 
 use indicatif::BinaryBytes;
-use switchback_bootloader::record::Bootloader;
-use switchback_partitions::layout::{Completeness, DiskLayout};
+use switchback_bootloader::boot_state::BootState;
+use switchback_partitions::layout::DiskLayout;
 use switchback_partitions::slot::Slot;
 
 use super::finding::{Finding, Group};
 use super::place::{Running, Seen};
-use crate::engine::{chain, passport, source};
+use crate::engine::answers::Content;
+use crate::engine::{Fault, Held, Look, chain, source};
 use crate::host::loader::LoaderEvidence;
 use crate::host::{backend, witness};
 use crate::reason::Reason;
-use crate::trust::Policy;
 
 /// Layout, sizes, the running slot, contents.
 pub fn findings(seen: &Seen<'_>) -> Vec<Finding> {
@@ -100,36 +100,55 @@ fn witnesses(seen: &Seen<'_>, running: &Running) -> Finding {
     }
 }
 
-/// What the passports say.
+/// What the slots hold.
 fn contents(seen: &Seen<'_>) -> Vec<Finding> {
     let Ok(esp) = &seen.esp else { return Vec::new() };
     let Ok(bootloader) = backend(&seen.config.boot, esp.dir.clone()) else { return Vec::new() };
     // Without a policy there is a problem already, under `trust-policy`.
     let Ok(policy) = source::policy(seen.config, &seen.config.machine.root) else { return Vec::new() };
-    Slot::ALL.into_iter().map(|slot| content(seen, &*bootloader, &policy, slot)).collect()
+    // A boot record that cannot be read is told under `boot`; what lies in the slots is there all the same.
+    let boot = bootloader.read().unwrap_or(BootState::EMPTY);
+    let look = Look {
+        bootloader: &*bootloader,
+        boot,
+        running: seen.running.as_ref().ok().map(|running| running.slot),
+        layout: seen.layout.as_ref().ok().map(|(_, layout)| layout),
+        state_dir: &seen.config.machine.state_dir,
+        trust: Some(&policy),
+    };
+    Slot::ALL.into_iter().map(|slot| content(slot, &look)).collect()
 }
 
-fn content(seen: &Seen<'_>, bootloader: &dyn Bootloader, policy: &Policy, slot: Slot) -> Finding {
+fn content(slot: Slot, look: &Look<'_>) -> Finding {
     let name = ["slot-a", "slot-b"][slot.index()];
     let subject = Group::Slots.at(name, format!("the passport of slot {slot}"));
-    let runs = seen.running.as_ref().is_ok_and(|running| running.slot == slot);
-    let half_written =
-        seen.layout.as_ref().is_ok_and(|(_, layout)| layout.slot(slot).completeness == Completeness::Partial);
-    match passport(bootloader, slot, policy) {
-        Ok(_) if half_written => subject.note("half written: the next `switchback update` goes on there"),
-        Ok(Some(release)) => subject.ok(format!("{} {}", release.config.name, release.config.version)),
-        Ok(None) if runs => subject.warning(
-            "there is none, so nobody knows what runs here",
+    let runs = look.running == Some(slot);
+    match look.at(slot) {
+        Held { content: Content::HalfWritten, .. } => {
+            subject.note("half written: the next `switchback update` goes on there")
+        }
+        Held { fault: Some(Fault::Unverified(error)), .. }
+            if runs && error.reason() == Reason::SignatureRefused =>
+        {
+            subject.problem(
+                format!("the trust policy does not accept what runs here: {}", chain(&error)),
+                "Check the keys: releases of the same author will be refused too.",
+            )
+        }
+        Held { fault: Some(Fault::Lost(gone)), .. } if runs => subject.warning(
+            format!("{}, so nobody knows what runs here", Fault::Lost(gone)),
             "Make the disk with `switchback provision`, or update once: the next release brings its passport.",
         ),
-        Ok(None) => subject.note("empty: until the first update there is nothing to go back to"),
-        Err(error) if runs && error.reason() == Reason::SignatureRefused => subject.problem(
-            format!("the trust policy does not accept what runs here: {}", chain(&error)),
-            "Check the keys: releases of the same author will be refused too.",
-        ),
-        Err(error) => subject.warning(
-            chain(&error),
+        Held { fault: Some(fault), .. } if runs => {
+            subject.warning(fault.to_string(), "Update: the next release is written to the other slot.")
+        }
+        Held { fault: Some(fault), .. } => subject.warning(
+            fault.to_string(),
             "`switchback rollback` cannot use it; the next `switchback update` writes that slot anew.",
         ),
+        Held { release: Some(release), .. } => {
+            subject.ok(format!("{} {}", release.config.name, release.config.version))
+        }
+        Held { .. } => subject.note("empty: until the first update there is nothing to go back to"),
     }
 }

@@ -124,6 +124,22 @@ impl Answer {
     }
 }
 
+/// What a slot holds, as far as it can be told without reading all of it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Content {
+    /// Nothing, and nothing counts on it.
+    Empty,
+    /// An install writes it, or was interrupted; the next one goes on there.
+    HalfWritten,
+    /// A release whose documents verify and whose boot files are there.
+    Release,
+    /// Something of what it should hold is gone or not to be believed.
+    Damaged,
+    /// Documents that nobody can judge: the trusted keys cannot be used.
+    Unknown,
+}
+
 /// One slot, as it is.
 #[derive(Debug, Clone, Serialize)]
 pub struct SlotStatus {
@@ -133,13 +149,15 @@ pub struct SlotStatus {
     pub running: bool,
     /// The boot record's word.
     pub boot: SlotBoot,
+    /// What it holds, in a word.
+    pub content: Content,
     /// The release its verified passport names.
     pub release: Option<ReleaseName>,
     /// `security_version` of that release.
     pub security_version: Option<u64>,
     /// True when that release is quarantined.
     pub quarantined: bool,
-    /// Why its passport cannot be used, when there is one that cannot.
+    /// What is wrong with it, when it is damaged.
     pub problem: Option<String>,
 }
 
@@ -286,6 +304,8 @@ pub enum Soundness {
     Sound,
     /// It holds nothing.
     Empty,
+    /// An install writes it, or was interrupted: it holds nothing whole yet, and nothing is wrong with that.
+    HalfWritten,
     /// Something is not what was signed.
     Damaged,
     /// An update wrote to it meanwhile: nothing is known.

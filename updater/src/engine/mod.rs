@@ -9,6 +9,7 @@ pub mod answers;
 mod ask;
 mod autopsy;
 mod can_update;
+mod held;
 mod observe;
 pub mod provision;
 mod quarantine;
@@ -20,7 +21,7 @@ use std::time::Instant;
 
 use switchback_partitions::slot::Slot;
 
-pub(crate) use self::observe::passport;
+pub(crate) use self::held::{Fault, Held, Look};
 
 use self::answers::{Answer, Reach, Request};
 use self::observe::Seen;

@@ -1,17 +1,18 @@
 //! What can be seen of the machine, gathered in the order of belief.
 //!
-//! Not here: what follows from it. Rule: a slot's content is what its re-verified passport says; one that does not
-//! verify is no content at all, and its problem is told.
+//! Not here: what follows from it; the look at one slot (`held`). Rule: a slot's content is what its re-verified passport
+//! says; one that does not verify is no content at all, and its problem is told.
 
 use switchback_bootloader::boot_state::BootState;
-use switchback_bootloader::record::Bootloader;
 use switchback_partitions::slot::Slot;
 
-use super::{Failure, chain, host_reason};
+use super::answers::Content;
+use super::held::{Fault, Look};
+use super::{Failure, host_reason};
 use crate::facts::Facts;
 use crate::host::Machine;
 use crate::init::stage::{self, Mark};
-use crate::install::{InstallError, PASSPORT, Passport, Release};
+use crate::install::Release;
 use crate::lifecycle::{self, Moment, Observation, Stage};
 use crate::reason::Reason;
 use crate::trust::Policy;
@@ -22,8 +23,10 @@ pub struct Seen {
     pub observation: Observation,
     /// The verified release of each slot.
     pub releases: [Option<Release>; 2],
-    /// Why a slot's passport cannot be used.
-    pub problems: [Option<String>; 2],
+    /// What each slot holds, in a word.
+    pub contents: [Content; 2],
+    /// What is wrong with each slot.
+    pub problems: [Option<Fault>; 2],
     /// The witness's words.
     pub evidence: String,
     /// The bootloader's name.
@@ -47,18 +50,18 @@ pub fn observe(
     let witness = machine.running().map_err(|e| Failure::before(host_reason(&e), e))?;
     let bootloader = machine.bootloader().map_err(|e| Failure::before(host_reason(&e), e))?;
     let boot: BootState = bootloader.read().map_err(|e| Failure::before(Reason::BootRecordFailed, e))?;
-    let mut releases = [None, None];
-    let mut problems = [None, None];
-    for slot in Slot::ALL {
-        let read = match trust {
-            Ok(trust) => passport(&*bootloader, slot, trust).map_err(|error| chain(&error)),
-            Err(failure) => Err(failure.why.detail.clone()),
-        };
-        match read {
-            Ok(release) => releases[slot.index()] = release,
-            Err(problem) => problems[slot.index()] = Some(problem),
-        }
-    }
+    let layout = machine.layout().ok();
+    let look = Look {
+        bootloader: &*bootloader,
+        boot,
+        running: Some(witness.slot),
+        layout: layout.as_ref(),
+        state_dir: machine.state_dir(),
+        trust: trust.ok(),
+    };
+    let [a, b] = Slot::ALL.map(|slot| look.at(slot));
+    let (contents, problems) = ([a.content, b.content], [a.fault, b.fault]);
+    let releases = [a.release, b.release];
     let mut known = facts.known().clone();
     for slot in Slot::ALL {
         // A mark that cannot be read is a mark that was not left: it only makes the reason less exact.
@@ -79,7 +82,8 @@ pub fn observe(
         now: now(witness.boot_id),
         known,
     };
-    Ok(Seen { observation, releases, problems, evidence: witness.evidence, bootloader: bootloader.name() })
+    let evidence = witness.evidence;
+    Ok(Seen { observation, releases, contents, problems, evidence, bootloader: bootloader.name() })
 }
 
 /// A release as `lifecycle` knows it.
@@ -98,22 +102,4 @@ pub fn now(boot_id: String) -> Moment {
     let uptime_secs = nix::time::clock_gettime(nix::time::ClockId::CLOCK_BOOTTIME)
         .map_or(0, |time| u64::try_from(time.tv_sec()).unwrap_or(0));
     Moment { boot_id, uptime_secs, unix_secs }
-}
-
-/// The verified release that a slot's documents name; `None` when the slot has none.
-pub(crate) fn passport(
-    bootloader: &dyn Bootloader,
-    slot: Slot,
-    trust: &Policy,
-) -> Result<Option<Release>, InstallError> {
-    let mut documents = Vec::new();
-    for (name, limit) in PASSPORT {
-        match bootloader.passport(slot, name, limit)? {
-            Some(bytes) => documents.push(bytes),
-            None => return Ok(None),
-        }
-    }
-    let [manifest, config, signatures] =
-        <[Vec<u8>; 3]>::try_from(documents).map_err(|_| InstallError::Worker)?;
-    Release::from_passport(Passport { manifest, config, signatures }, trust).map(Some)
 }

@@ -1,22 +1,21 @@
 //! Is what lies in the slots still what was signed?
 //!
 //! Not here: mending it; the next update does. Rule: it reads and reports, takes no lock and changes nothing: an update may
-//! begin meanwhile, and the slot that it writes then counts as empty or as changed, never as sound.
+//! begin meanwhile, and the slot that it writes then counts as half-written or as changed, never as sound.
 
 use std::sync::Arc;
 use std::time::Duration;
 
-use switchback_bootloader::boot_state::SlotBoot;
 use switchback_bootloader::record::Bootloader;
 use switchback_partitions::device::{BlockDevice, Window};
 use switchback_partitions::gpt::Table;
 use switchback_partitions::layout::{DiskLayout, Extent};
 use switchback_partitions::slot::Slot;
 
-use super::answers::{Answer, Scrubbed, SlotScrub, Soundness};
+use super::answers::{Answer, Content, Scrubbed, SlotScrub, Soundness};
 use super::observe::Seen;
 use super::{Engine, Failure, chain, host_reason};
-use crate::install::{InstallError, PASSPORT, Place, Release, read_back};
+use crate::install::{InstallError, Place, Release, read_back};
 use crate::reason::Reason;
 
 /// Between two looks at documents that do not verify.
@@ -49,13 +48,14 @@ impl Engine<'_> {
         bootloader: &dyn Bootloader,
     ) -> Result<SlotScrub, Failure> {
         let release = seen.releases[slot.index()].as_ref();
-        let (soundness, detail) = match (release, fault(slot, seen, bootloader)) {
-            (_, Some(found)) if self.has_the_fault_still(slot, &found, bootloader)? => {
-                (Soundness::Damaged, found)
-            }
-            (_, Some(_)) => (Soundness::Changed, String::new()),
-            (None, None) => (Soundness::Empty, String::new()),
-            (Some(release), None) => {
+        let (soundness, detail) = match (seen.contents[slot.index()], &seen.problems[slot.index()], release) {
+            (_, Some(found), _) => match self.has_the_fault_still(slot, &found.to_string())? {
+                true => (Soundness::Damaged, found.to_string()),
+                false => (Soundness::Changed, String::new()),
+            },
+            (Content::HalfWritten, ..) => (Soundness::HalfWritten, String::new()),
+            (_, None, None) => (Soundness::Empty, String::new()),
+            (_, None, Some(release)) => {
                 self.progress.say(&format!("Reading slot {slot}, {}.", release.config.version));
                 let partitions = layout.slot(slot);
                 let window = |extent: &Extent| {
@@ -76,40 +76,19 @@ impl Engine<'_> {
         Ok(SlotScrub { slot, running, release: release.map(Release::name), soundness, detail })
     }
 
-    /// True when the slot's documents have the same fault a moment later: an update that writes them is through by then.
-    fn has_the_fault_still(
-        &self,
-        slot: Slot,
-        found: &str,
-        bootloader: &dyn Bootloader,
-    ) -> Result<bool, Failure> {
+    /// True when the slot has the same fault a moment later: an update that writes its files is through by then.
+    fn has_the_fault_still(&self, slot: Slot, found: &str) -> Result<bool, Failure> {
         std::thread::sleep(A_MOMENT);
-        Ok(fault(slot, &self.observe()?, bootloader).as_deref() == Some(found))
+        let now = self.observe()?;
+        Ok(now.problems[slot.index()].as_ref().is_some_and(|fault| fault.to_string() == found))
     }
 
     /// True when the slot holds something else by now: an update began while it was read.
     fn holds_another(&self, slot: Slot, read: &Release) -> Result<bool, Failure> {
         let now = self.observe()?;
-        Ok(now.releases[slot.index()].as_ref().map(|release| release.digest) != Some(read.digest))
+        let digest = now.releases[slot.index()].as_ref().map(|release| release.digest);
+        Ok(digest != Some(read.digest) || now.contents[slot.index()] == Content::HalfWritten)
     }
-}
-
-/// What is wrong with a slot's documents. None at all is a slot that was never filled, but only where nothing counts on it:
-/// a slot that runs, or that the loader may start, has lost them.
-fn fault(slot: Slot, seen: &Seen, bootloader: &dyn Bootloader) -> Option<String> {
-    if let Some(problem) = &seen.problems[slot.index()] {
-        return Some(format!("its documents do not verify: {problem}"));
-    }
-    if seen.releases[slot.index()].is_some() {
-        return None;
-    }
-    let is_there =
-        |(name, limit): &&(&str, u64)| !matches!(bootloader.passport(slot, name, *limit), Ok(None));
-    let there = PASSPORT.iter().filter(is_there).count();
-    let observed = &seen.observation;
-    let counted_on = observed.running == slot || observed.boot.slot(slot) != SlotBoot::Empty;
-    let lost = there > 0 || counted_on;
-    lost.then(|| format!("{there} of its {} signed documents are there", PASSPORT.len()))
 }
 
 /// Other bytes than the signed ones, a boot file or entry that is gone, or a medium that does not give them. What else can

@@ -7,6 +7,7 @@ use switchback_partitions::slot::Slot;
 
 use super::answers::{HistoryEntry, SlotStatus};
 use super::observe::Seen;
+use super::{Fault, chain};
 use crate::facts::{self, Happened};
 use crate::install::Release;
 use crate::lifecycle::{Phase, Purpose, Verdict};
@@ -20,10 +21,11 @@ pub(super) fn slot_status(seen: &Seen, slot: Slot) -> SlotStatus {
         slot,
         running: seen.observation.running == slot,
         boot: seen.observation.boot.slot(slot),
+        content: seen.contents[slot.index()],
         release: release.map(Release::name),
         security_version: release.map(|release| release.config.security_version),
         quarantined: release.is_some_and(|release| quarantine.contains_key(&release.digest)),
-        problem: seen.problems[slot.index()].clone(),
+        problem: seen.problems[slot.index()].as_ref().map(ToString::to_string),
     }
 }
 
@@ -35,8 +37,9 @@ pub(super) fn blockers(seen: &Seen) -> Vec<String> {
         blockers
             .push(format!("slot {running} runs and is not confirmed: the other slot is the only way back"));
     }
-    if let Some(problem) = &seen.problems[running.index()] {
-        blockers.push(format!("the running slot's documents do not verify: {problem}"));
+    // What is only gone comes back with the next release; documents that do not verify mean that the keys are others.
+    if let Some(Fault::Unverified(error)) = &seen.problems[running.index()] {
+        blockers.push(format!("the running slot's documents do not verify: {}", chain(error)));
     }
     blockers
 }

@@ -79,6 +79,18 @@ impl ImageMachine {
     }
 }
 
+impl ImageMachine {
+    fn open(&self, access: Access) -> Result<FileDevice, HostError> {
+        let device = FileDevice::open_image(&self.disk, access, self.machine.sector_bytes);
+        device.map_err(io_error("opening", &self.disk))
+    }
+}
+
+fn layout_on(device: &FileDevice) -> Result<DiskLayout, HostError> {
+    let table = Table::read(device).map_err(|error| HostError::Layout(error.to_string()))?;
+    DiskLayout::discover(&table).map_err(|error| HostError::Layout(error.to_string()))
+}
+
 impl Machine for ImageMachine {
     fn running(&self) -> Result<Witness, HostError> {
         let path = &self.running;
@@ -100,14 +112,16 @@ impl Machine for ImageMachine {
         Ok(Arc::new(disk.map_err(io_error("opening", &self.disk))?))
     }
 
+    fn layout(&self) -> Result<DiskLayout, HostError> {
+        layout_on(&self.open(Access::Read)?)
+    }
+
     fn bootloader(&self) -> Result<Arc<dyn Bootloader>, HostError> {
-        let opening = |what| io_error(what, &self.disk);
-        let device = FileDevice::open_image(&self.disk, Access::ReadWrite, self.machine.sector_bytes);
-        let device = device.map_err(opening("opening"))?;
-        let table = Table::read(&device).map_err(|error| HostError::Layout(error.to_string()))?;
-        let layout = DiskLayout::discover(&table).map_err(|error| HostError::Layout(error.to_string()))?;
+        let device = self.open(Access::ReadWrite)?;
+        let layout = layout_on(&device)?;
         let esp = Window::new(Arc::new(device), layout.esp.offset, layout.esp.len);
-        backend(&self.boot, Arc::new(FatEsp::new(Arc::new(esp.map_err(opening("opening the ESP of"))?))))
+        let esp = esp.map_err(io_error("opening the ESP of", &self.disk))?;
+        backend(&self.boot, Arc::new(FatEsp::new(Arc::new(esp))))
     }
 
     fn state_dir(&self) -> &Path {

@@ -25,6 +25,7 @@ use switchback_bootloader::custom::{self, Custom};
 use switchback_bootloader::esp::EspDir;
 use switchback_bootloader::record::Bootloader;
 use switchback_bootloader::systemd_boot::{SystemdBoot, pe};
+use switchback_partitions::layout::DiskLayout;
 use switchback_partitions::slot::Slot;
 
 use crate::config::{self, BootBackend, Config, MachineKind};
@@ -46,6 +47,8 @@ pub trait Machine: Send + Sync {
     fn running(&self) -> Result<Witness, HostError>;
     /// The disk with the slots, opened for this update.
     fn disk(&self) -> Result<Arc<dyn switchback_partitions::device::disk::Disk>, HostError>;
+    /// Where the slots lie on it, and how each is marked. Opened for reading only.
+    fn layout(&self) -> Result<DiskLayout, HostError>;
     /// The backend of this machine's bootloader.
     fn bootloader(&self) -> Result<Arc<dyn Bootloader>, HostError>;
     /// The folder for durable facts, state and journal; exists.

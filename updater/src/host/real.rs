@@ -117,6 +117,10 @@ impl Machine for RealMachine {
         Ok(Arc::new(self.block_disk(&self.locate()?)?))
     }
 
+    fn layout(&self) -> Result<DiskLayout, HostError> {
+        Ok(self.locate()?.layout)
+    }
+
     fn bootloader(&self) -> Result<Arc<dyn Bootloader>, HostError> {
         let esp = match &self.machine.esp {
             Some(mounted) => MountedEsp::new(mounted),

@@ -24,7 +24,7 @@ use switchback_partitions::verity::{RootHash, TreeWriter, VerityParams};
 pub use self::error::{InstallError, registry_reason, trust_reason};
 pub use self::pipeline::Traffic;
 pub use self::preflight::{Offer, preflight};
-pub use self::read_back::{Place, read_back};
+pub use self::read_back::{Place, boot_files as boot_files_of, read_back};
 pub use self::release::{PASSPORT, Passport, Release, ReleaseName};
 use crate::image::config::VerityInfo;
 use crate::image::index::Index;

@@ -12,6 +12,7 @@ use switchback_partitions::verity::{self, RootHash};
 
 use super::watched::Watched;
 use super::{InstallError, Release};
+use crate::image::manifest::BootLayer;
 use crate::progress::{Phase, Progress};
 
 /// Where a release should lie.
@@ -51,13 +52,18 @@ fn compare(release: &Release, place: &Place<'_>, progress: &dyn Progress) -> Res
             }
         })?;
     }
-    let files = release.manifest.boot.iter().map(|layer| BootFile {
+    Ok(place.bootloader.verify(place.slot, &boot_set(release, boot_files(release)))?)
+}
+
+/// The boot files that the signed manifest names, without a source: they are to lie on the boot partition already.
+pub fn boot_files(release: &Release) -> Vec<BootFile> {
+    let file = |layer: &BootLayer| BootFile {
         kind: layer.kind,
         source: PathBuf::new(),
         sha256: *layer.blob.digest.raw(),
         bytes: layer.blob.size,
-    });
-    Ok(place.bootloader.verify(place.slot, &boot_set(release, files.collect()))?)
+    };
+    release.manifest.boot.iter().map(file).collect()
 }
 
 /// What the slot's folder on the boot partition holds for this release.

@@ -38,6 +38,9 @@ pub(super) fn scrub(answer: &Scrubbed) -> String {
         let words = match slot.soundness {
             Soundness::Sound => format!("{name}: every byte is what was signed"),
             Soundness::Empty => "empty".to_string(),
+            Soundness::HalfWritten => {
+                "half written: an update is at work, or `switchback update` goes on there".to_string()
+            }
             Soundness::Changed => format!("{name}: an update wrote to it while it was read; ask again"),
             Soundness::Damaged => format!("{name}: DAMAGED, {}", slot.detail),
         };

@@ -1,4 +1,5 @@
 //! The life of updates on one machine, from order to confirmation or return, by the real program on a disk image.
+#![expect(clippy::unwrap_used, reason = "a test fails by panicking, in its helpers too")]
 
 use std::time::Instant;
 
@@ -6,6 +7,7 @@ use serde_json::Value;
 use switchback_partitions::device::disk::Disk as _;
 use switchback_partitions::slot::Slot;
 use switchback_tests::disk_shot::{DiskShot, read};
+use switchback_tests::machine::{Machine, text};
 use switchback_tests::scene::sha256;
 use switchback_tests::story::{ROOT_BYTES, ask, boot_of, history, machine_with_1_0, publish, status};
 
@@ -223,10 +225,41 @@ fn a_machine_without_keys_can_be_looked_at_and_not_be_moved() {
     let without: Vec<&str> =
         config.lines().filter(|line| !line.contains("trust.policy") && !line.starts_with("keys")).collect();
     std::fs::write(machine.config(), without.join("\n")).unwrap();
-    assert!(status(&machine)["slots"][0]["problem"].as_str().unwrap().contains("no key"));
+    without_keys(&machine, "it has no key");
     let before = sha256(&machine.disk()).unwrap();
     assert_eq!(ask(&machine, &["update"], 11).said["reason"], "no-policy");
     assert_eq!(before, sha256(&machine.disk()).unwrap());
+    // A key that is named and not there, or no key at all.
+    let key = scene.folder().join("lost.pub");
+    std::fs::write(machine.config(), config.replace("os.pub", "../lost.pub")).unwrap();
+    without_keys(&machine, "lost.pub: it does not exist");
+    std::fs::write(key, "-----BEGIN").unwrap();
+    without_keys(&machine, "lost.pub: it is no PEM file");
+    std::fs::write(machine.config(), config).unwrap();
+    let again = status(&machine);
+    assert_eq!(
+        (&again["slots"][0]["content"], &again["blocked_by"]),
+        (&"release".into(), &Value::Array(vec![]))
+    );
+}
+
+/// Said once, of the keys: no slot is blamed, and none with documents is called empty.
+fn without_keys(machine: &Machine, why: &str) {
+    let seen = status(machine);
+    let blocked: Vec<&str> =
+        seen["blocked_by"].as_array().unwrap().iter().filter_map(Value::as_str).collect();
+    assert_eq!(blocked.len(), 1, "{blocked:?}");
+    assert!(
+        blocked[0].starts_with("the trusted keys cannot be used") && blocked[0].contains(why),
+        "{blocked:?}"
+    );
+    for (slot, content) in [(0, "unknown"), (1, "empty")] {
+        let slot = &seen["slots"][slot];
+        assert_eq!((&slot["content"], &slot["problem"]), (&content.into(), &Value::Null), "{why}");
+    }
+    let printed = text(&machine.run(&["status"]).unwrap().stdout);
+    assert!(printed.contains("slot a     unknown: confirmed, running"), "{printed}");
+    assert_eq!(printed.matches(why).count(), 1, "{printed}");
 }
 
 #[test]

@@ -39,7 +39,7 @@ impl Engine<'_> {
         Ok(Answer::Status(Box::new(Status {
             confirmed_at: self.confirmed_at(&seen),
             records_degraded: self.facts.degraded(),
-            blocked_by: blockers(&seen),
+            blocked_by: blockers(&seen, self.trust.as_ref().err()),
             next: next_sentence(&self.state.phase, &seen),
             state: self.state.phase.name(),
             running_by: seen.evidence.clone(),

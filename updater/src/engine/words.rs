@@ -7,7 +7,7 @@ use switchback_partitions::slot::Slot;
 
 use super::answers::{HistoryEntry, SlotStatus};
 use super::observe::Seen;
-use super::{Fault, chain};
+use super::{Failure, Fault, chain};
 use crate::facts::{self, Happened};
 use crate::install::Release;
 use crate::lifecycle::{Phase, Purpose, Verdict};
@@ -29,13 +29,20 @@ pub(super) fn slot_status(seen: &Seen, slot: Slot) -> SlotStatus {
     }
 }
 
-/// What stands in the way of an update.
-pub(super) fn blockers(seen: &Seen) -> Vec<String> {
+/// What stands in the way of an update. `keyless` is why the trusted keys cannot be used.
+pub(super) fn blockers(seen: &Seen, keyless: Option<&Failure>) -> Vec<String> {
     let running = seen.observation.running;
     let mut blockers = Vec::new();
     if seen.observation.boot.slot(running) != SlotBoot::Good {
         blockers
             .push(format!("slot {running} runs and is not confirmed: the other slot is the only way back"));
+    }
+    // Said once, and not of each slot: their documents are not at fault.
+    if let Some(failure) = keyless {
+        blockers.push(format!(
+            "the trusted keys cannot be used, so no release is accepted and what the slots hold is not known: {}",
+            failure.why.detail
+        ));
     }
     // What is only gone comes back with the next release; documents that do not verify mean that the keys are others.
     if let Some(Fault::Unverified(error)) = &seen.problems[running.index()] {

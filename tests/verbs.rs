@@ -235,6 +235,58 @@ fn a_slot_that_an_update_writes_while_it_is_read_is_not_called_damaged() {
 }
 
 #[test]
+fn looking_makes_neither_the_state_folder_nor_a_file_in_it() {
+    let (scene, machine) = machine_with_1_0();
+    publish(&scene, "1.1", true);
+    let looks: &[(&[&str], i32)] = &[
+        (&["status"], 0),
+        (&["history"], 0),
+        (&["verify"], 0),
+        (&["quarantine", "list"], 0),
+        (&["check"], 0),
+        (&["logs"], 0),
+    ];
+    let look = || {
+        let (before, disk) = (tree(&machine), sha256(&machine.disk()).unwrap());
+        for (verb, code) in looks {
+            assert_eq!(machine.ask(verb).unwrap().code, *code, "{verb:?}");
+            assert!(tree(&machine) == before, "{verb:?} wrote something");
+        }
+        let health = machine.ask(&["health"]).unwrap();
+        assert!(tree(&machine) == before, "health wrote something");
+        assert_eq!(sha256(&machine.disk()).unwrap(), disk);
+        health
+    };
+    std::fs::remove_dir_all(machine.state_dir()).unwrap();
+    assert_eq!(look().code, 0);
+    assert!(!machine.state_dir().exists());
+    // The folder alone, as a fresh partition has it.
+    std::fs::create_dir(machine.state_dir()).unwrap();
+    assert_eq!(look().code, 0);
+    assert_eq!(std::fs::read_dir(machine.state_dir()).unwrap().count(), 0);
+    // Whoever changes something makes all of it.
+    std::fs::remove_dir(machine.state_dir()).unwrap();
+    ask(&machine, &["update"], 0);
+    for name in ["facts-1", "facts-2", "state.json"] {
+        assert!(machine.state_dir().join(name).is_file(), "{name}");
+    }
+}
+
+/// Every file and folder of the machine, the files with what is in them; of the disk, which is large, when it was written.
+fn tree(machine: &Machine) -> Vec<(String, String)> {
+    let folder = machine.config().parent().unwrap().to_path_buf();
+    let entries = walkdir::WalkDir::new(&folder).sort_by_file_name().into_iter().map(Result::unwrap);
+    let content = |entry: &walkdir::DirEntry| match entry.file_type().is_file() {
+        true if entry.path() == machine.disk() => {
+            format!("{:?}", entry.metadata().unwrap().modified().unwrap())
+        }
+        true => sha256(entry.path()).unwrap(),
+        false => String::new(),
+    };
+    entries.map(|entry| (entry.path().display().to_string(), content(&entry))).collect()
+}
+
+#[test]
 fn apply_is_done_once_and_a_second_run_changes_nothing() {
     let (scene, mut machine) = machine_with_1_0();
     publish(&scene, "1.1", true);

@@ -3,7 +3,10 @@
 //! Not here: the checks that an image brings (`health`). Rule: what was never there is not missed: a registry counts only
 //! when this machine took a release from it before, and one that answers "there is no such image" does answer.
 
+use std::path::Path;
 use std::time::Duration;
+
+use rustix::fs::{Access, AtFlags, CWD, accessat};
 
 use super::{Engine, chain, source};
 use crate::host::durable;
@@ -25,14 +28,27 @@ impl Engine<'_> {
         if let Err(failure) = &self.trust {
             return Err(format!("no release could be accepted: {}", failure.why.detail));
         }
-        let probe = self.machine.state_dir().join("can-write");
-        durable::replace(&probe, b"yes\n").map_err(|e| format!("the state folder cannot be written: {e}"))?;
+        self.can_write().map_err(|e| format!("the state folder cannot be written: {e}"))?;
         let bootloader = self.machine.bootloader().map_err(|e| chain(&e))?;
         let other = self.machine.running().map_err(|e| chain(&e))?.slot.other();
         bootloader.preflight(other, &[]).map_err(|e| chain(&e))?;
         let disk = self.machine.disk().map_err(|e| chain(&e))?;
         disk.whole().map_err(|e| format!("the disk cannot be opened: {e}"))?;
         self.registry_answers(REGISTRY_TIME.min(deadline.mul_f64(0.9))).await
+    }
+
+    /// Writes a file and takes it away again: `health` asks this too, and leaves nothing behind. Where nothing was ever
+    /// changed there is no folder yet; then it is enough that it could be made.
+    fn can_write(&self) -> std::io::Result<()> {
+        let folder = self.machine.state_dir();
+        if !folder.exists() {
+            let above = folder.ancestors().find(|above| above.is_dir());
+            let above = above.filter(|above| !above.as_os_str().is_empty()).unwrap_or(Path::new("."));
+            return Ok(accessat(CWD, above, Access::WRITE_OK | Access::EXEC_OK, AtFlags::EACCESS)?);
+        }
+        let probe = folder.join("can-write");
+        durable::replace(&probe, b"yes\n")?;
+        std::fs::remove_file(&probe)
     }
 
     /// Remembers that a release came from `registry`, when that is the configured one.

@@ -28,8 +28,8 @@ use self::observe::Seen;
 use crate::config::Config;
 use crate::facts::{Facts, state_file};
 use crate::health::{CheckResult, HealthReport};
-use crate::host::Machine;
 use crate::host::lock::InstanceLock;
+use crate::host::{Machine, make_state_dir};
 use crate::image::index::Index;
 use crate::install::{Install, InstallError, Proven, Release, Traffic};
 use crate::lifecycle::{Action, Event, Policy, State, step};
@@ -143,21 +143,28 @@ enum Rest {
 }
 
 impl<'a> Engine<'a> {
-    /// Opens the machine's facts and state. `exclusive` takes the lock that keeps a second instance out.
+    /// Opens the machine's facts and state. `exclusive` makes what is missing and takes the lock that keeps a second
+    /// instance out; without it nothing is written, and a missing state folder stays missing.
     pub fn open(
         machine: &'a dyn Machine,
         config: &'a Config,
         progress: &'a dyn Progress,
         exclusive: bool,
     ) -> Result<Engine<'a>, Failure> {
+        let host = |e: crate::host::HostError| Failure::before(host_reason(&e), e);
         let lock = match exclusive {
-            true => Some(
-                InstanceLock::take(machine.state_dir()).map_err(|e| Failure::before(host_reason(&e), e))?,
-            ),
+            true => {
+                make_state_dir(machine).map_err(host)?;
+                Some(InstanceLock::take(machine.state_dir()).map_err(host)?)
+            }
             false => None,
         };
         let trust = source::policy(config, machine.root());
-        let facts = Facts::open(machine.state_dir()).map_err(|e| Failure::before(e.reason(), e))?;
+        let facts = match exclusive {
+            true => Facts::open(machine.state_dir()),
+            false => Facts::read(machine.state_dir()),
+        };
+        let facts = facts.map_err(|e| Failure::before(e.reason(), e))?;
         let state = state_file::load(machine.state_dir()).into_state();
         let runtime = tokio::runtime::Builder::new_multi_thread()
             .worker_threads(2)

@@ -29,6 +29,19 @@ pub(super) fn open(folder: &Path) -> Result<[FileStore; 2], FactsError> {
     Ok(stores)
 }
 
+/// Both files as they are, for reading only; makes nothing. One that is absent reads as one that nobody wrote to yet.
+pub(super) fn read(folder: &Path) -> Result<[LookOnly; 2], FactsError> {
+    let store = |name: &str| {
+        let path = folder.join(name);
+        match File::open(&path) {
+            Ok(file) => Ok(LookOnly(Some(file))),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(LookOnly(None)),
+            Err(source) => Err(failed("opening", &path, source)),
+        }
+    };
+    Ok([store(NAMES[0])?, store(NAMES[1])?])
+}
+
 /// What each copy reads as. Opens for reading only and makes nothing.
 pub(super) fn look(folder: &Path) -> [(PathBuf, CopyState); 2] {
     NAMES.map(|name| {
@@ -92,5 +105,38 @@ impl Store for FileStore {
 
     fn flush(&self) -> io::Result<()> {
         self.0.sync_data()
+    }
+}
+
+/// One copy for those who only look. What is not there yet reads as the zeros that a writer would reserve.
+pub(super) struct LookOnly(Option<File>);
+
+impl Store for LookOnly {
+    fn len(&self) -> io::Result<u64> {
+        Ok(COPY_BYTES)
+    }
+
+    fn read_at(&self, offset: u64, buffer: &mut [u8]) -> io::Result<()> {
+        let mut filled = 0;
+        if let Some(file) = &self.0 {
+            while filled < buffer.len() {
+                match file.read_at(&mut buffer[filled..], offset + filled as u64) {
+                    Ok(0) => break,
+                    Ok(count) => filled += count,
+                    Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                    Err(error) => return Err(error),
+                }
+            }
+        }
+        buffer[filled..].fill(0);
+        Ok(())
+    }
+
+    fn write_at(&self, _offset: u64, _data: &[u8]) -> io::Result<()> {
+        Err(io::ErrorKind::ReadOnlyFilesystem.into())
+    }
+
+    fn flush(&self) -> io::Result<()> {
+        Ok(())
     }
 }

@@ -327,3 +327,25 @@ fn the_files_are_reserved_once_and_may_be_read_by_anyone() {
     std::fs::remove_file(folder.path().join("facts-1")).unwrap();
     assert_eq!(Facts::open(folder.path()).unwrap().known().floor, 5);
 }
+
+#[test]
+fn whoever_only_looks_makes_no_folder_and_no_file() {
+    let folder = tempfile::tempdir().unwrap();
+    let gone = folder.path().join("gone");
+    let facts = Facts::read(&gone).unwrap();
+    assert_eq!((facts.known(), facts.degraded(), gone.exists()), (&Known::default(), false, false));
+    Facts::open(folder.path()).unwrap().add(&outcome(0, Verdict::Confirmed, release("1", 4)), 1).unwrap();
+    std::fs::remove_file(folder.path().join("facts-2")).unwrap();
+    // A file that the power cut short while its space was being reserved: blank, as for a writer.
+    for cut in [None, Some(0), Some(100)] {
+        if let Some(len) = cut {
+            std::fs::File::create(folder.path().join("facts-2")).unwrap().set_len(len).unwrap();
+        }
+        let mut facts = Facts::read(folder.path()).unwrap();
+        assert_eq!((facts.known().floor, facts.degraded(), facts.known().lost), (4, true, false));
+        assert!(facts.add(&outcome(1, Verdict::Confirmed, release("2", 5)), 2).is_err());
+        let len = std::fs::metadata(folder.path().join("facts-2")).ok().map(|file| file.len());
+        assert_eq!(len, cut);
+    }
+    assert_eq!(Facts::read(folder.path()).unwrap().known().floor, 4, "nothing was added");
+}

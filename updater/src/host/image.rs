@@ -19,7 +19,7 @@ use switchback_partitions::slot::Slot;
 
 use super::firmware::StartsAgain;
 use super::kernel::KernelView;
-use super::{HostError, Machine, Witness, backend, io_error, make_state_dir, run_reboot};
+use super::{HostError, Machine, Witness, backend, io_error, run_reboot};
 use crate::config;
 
 /// File in the state folder that says that a reboot was asked for, when no command does it.
@@ -69,11 +69,10 @@ pub struct ImageMachine {
 }
 
 impl ImageMachine {
-    /// The machine that configuration describes, with its state folder made when it is missing. The image must exist.
+    /// The machine that configuration describes. The image must exist.
     pub fn new(machine: config::Machine, boot: config::Boot) -> Result<ImageMachine, HostError> {
         let disk = machine.disk.clone().ok_or(HostError::NotConfigured { key: "machine.disk" })?;
         fs::metadata(&disk).map_err(io_error("opening", &disk))?;
-        make_state_dir(&machine)?;
         let running = machine.running.clone().unwrap_or_else(|| machine.state_dir.join(RUNNING));
         Ok(ImageMachine { machine, boot, disk, running })
     }
@@ -180,7 +179,9 @@ mod tests {
 
     fn machine(dir: &Path, reboot: &[&str]) -> ImageMachine {
         fs::write(dir.join("disk"), "").unwrap();
-        ImageMachine::new(settings(dir, reboot), config::Boot::default()).unwrap()
+        let machine = ImageMachine::new(settings(dir, reboot), config::Boot::default()).unwrap();
+        crate::host::make_state_dir(&machine).unwrap();
+        machine
     }
 
     #[test]

@@ -51,7 +51,7 @@ pub trait Machine: Send + Sync {
     fn layout(&self) -> Result<DiskLayout, HostError>;
     /// The backend of this machine's bootloader.
     fn bootloader(&self) -> Result<Arc<dyn Bootloader>, HostError>;
-    /// The folder for durable facts, state and journal; exists.
+    /// The folder for durable facts, state and journal; made by [`make_state_dir`] before the first change.
     fn state_dir(&self) -> &Path;
     /// The root of the running system (`/`, or the folder that stands for it): health checks and trust roots lie beneath.
     fn root(&self) -> &Path;
@@ -114,7 +114,7 @@ pub enum HostError {
 pub fn open(config: &Config) -> Result<Box<dyn Machine>, HostError> {
     let (machine, boot) = (config.machine.clone(), config.boot.clone());
     Ok(match machine.kind {
-        MachineKind::Disk => Box::new(real::RealMachine::new(machine, boot)?),
+        MachineKind::Disk => Box::new(real::RealMachine::new(machine, boot)),
         MachineKind::Image => Box::new(image::ImageMachine::new(machine, boot)?),
     })
 }
@@ -134,8 +134,10 @@ pub(crate) fn backend(boot: &config::Boot, esp: Arc<dyn EspDir>) -> Result<Arc<d
     })
 }
 
-fn make_state_dir(machine: &config::Machine) -> Result<(), HostError> {
-    std::fs::create_dir_all(&machine.state_dir).map_err(io_error("making", &machine.state_dir))
+/// Makes the state folder when it is missing: for whoever is about to change something.
+pub fn make_state_dir(machine: &dyn Machine) -> Result<(), HostError> {
+    let folder = machine.state_dir();
+    std::fs::create_dir_all(folder).map_err(io_error("making", folder))
 }
 
 fn run_reboot(command: &[String]) -> Result<(), HostError> {

@@ -23,7 +23,7 @@ use super::loader::{EFIVARS, LoaderEvidence};
 use super::mounts::{Mounted, mount_table};
 use super::sysfs::{DeviceNumber, Sysfs, read_attribute};
 use super::witness::{Located, Questions, locate};
-use super::{HostError, Machine, Witness, backend, io_error, make_state_dir, run_reboot};
+use super::{HostError, Machine, Witness, backend, io_error, run_reboot};
 use crate::config;
 use crate::init::BOOT_ID;
 
@@ -43,10 +43,9 @@ pub struct RealMachine {
 }
 
 impl RealMachine {
-    /// The machine that configuration describes, with its state folder made when it is missing.
-    pub fn new(machine: config::Machine, boot: config::Boot) -> Result<RealMachine, HostError> {
-        make_state_dir(&machine)?;
-        Ok(RealMachine { machine, boot, sysfs: Sysfs::of_this_machine(), esp: Mutex::new(None) })
+    /// The machine that configuration describes.
+    pub fn new(machine: config::Machine, boot: config::Boot) -> RealMachine {
+        RealMachine { machine, boot, sysfs: Sysfs::of_this_machine(), esp: Mutex::new(None) }
     }
 }
 
@@ -195,14 +194,14 @@ mod tests {
     fn machine(dir: &Path, change: impl FnOnce(&mut config::Machine)) -> RealMachine {
         let mut machine = config::Machine { state_dir: dir.join("state"), ..config::Machine::default() };
         change(&mut machine);
-        RealMachine::new(machine, config::Boot::default()).unwrap()
+        RealMachine::new(machine, config::Boot::default())
     }
 
     #[test]
     fn a_machine_without_slots_says_what_was_looked_at() {
         let dir = tempfile::tempdir().unwrap();
         let machine = machine(dir.path(), |_| ());
-        assert!(machine.state_dir().is_dir());
+        assert!(!machine.state_dir().exists(), "whoever only looks makes no folder");
         // Whatever runs the tests has no layout of two slots, so this is the refusal itself.
         let error = machine.running().unwrap_err().to_string();
         assert!(error.starts_with("while finding the running slot: / is on "), "{error}");

@@ -1,7 +1,7 @@
 //! The state folder is emptied, or both copies of the facts are damaged, at every point of an update's life.
 
 use switchback_partitions::slot::Slot;
-use switchback_tests::machine::Machine;
+use switchback_tests::machine::{Machine, text};
 use switchback_tests::story::{ask, boot_of, history, machine_with_1_0, publish_with, status};
 
 use crate::damage;
@@ -132,6 +132,40 @@ fn both_copies_of_the_facts_damaged_forget_no_failure_and_no_hold() {
     assert_eq!(machine.power_on().unwrap().slot, Slot::A);
     assert_eq!(status(&machine)["held"], left);
     ask(&machine, &["update"], 17);
+}
+
+#[test]
+fn records_that_are_gone_from_a_machine_in_use_are_told_and_never_missed_on_a_new_one() {
+    let told = |machine: &Machine, lost: bool, why: &str| {
+        assert_eq!(status(machine)["records_lost"], lost, "{why}");
+        let listed = ask(machine, &["quarantine", "list"], 0).said;
+        assert_eq!((&listed["records_lost"], listed["quarantine"].is_array()), (&lost.into(), true), "{why}");
+        assert_eq!(ask(machine, &["history"], 0).said["records_lost"], lost, "{why}");
+        for (verb, words) in
+            [(&["status"][..], "records      lost"), (&["quarantine", "list"], "records were lost")]
+        {
+            let printed = text(&machine.run(verb).unwrap().stdout);
+            assert_eq!(printed.contains(words), lost, "{why}: {printed}");
+        }
+    };
+    let (scene, mut machine) = machine_with_1_0();
+    told(&machine, false, "new");
+    lose_the_state(&machine);
+    told(&machine, false, "there was nothing to lose");
+    publish_with(&scene, "1.1", true, &[]);
+    ask(&machine, &["update", "--reboot"], 0);
+    told(&machine, false, "armed");
+    assert_eq!(machine.start().unwrap(), Some(Slot::B));
+    told(&machine, false, "on trial");
+    machine.power_on().unwrap();
+    told(&machine, false, "confirmed");
+    damage_both(&machine);
+    told(&machine, true, "damaged");
+    lose_the_state(&machine);
+    told(&machine, true, "gone");
+    ask(&machine, &["rollback", "--reboot"], 0);
+    machine.power_on().unwrap();
+    told(&machine, false, "recorded again");
 }
 
 fn damage_both(machine: &Machine) {

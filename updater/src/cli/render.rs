@@ -68,6 +68,14 @@ fn status(status: &Status) -> String {
     if status.records_degraded {
         line("records      one of the two copies is damaged; the next start or update mends it".into());
     }
+    if status.records_lost {
+        line(
+            "records      lost: what failed, was held back or happened before is not known any more, and the floor is \
+             that of the running release"
+                .into(),
+        );
+        line("             nothing has to be done, the next outcome is recorded again; if it repeats, check the state partition".into());
+    }
     line(format!("source       {}", status.source.as_deref().unwrap_or("none configured")));
     line(format!("floor        security version {}", status.floor));
     if let Some(held) = status.held {
@@ -168,6 +176,9 @@ fn update(answer: &Update, verb: &str) -> String {
 }
 
 fn history(answer: &History) -> String {
+    if answer.entries.is_empty() && answer.records_lost {
+        return "Nothing is known: the records of before were lost.\n".to_string();
+    }
     if answer.entries.is_empty() {
         return "Nothing has happened yet.\n".to_string();
     }

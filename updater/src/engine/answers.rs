@@ -170,6 +170,9 @@ pub struct Status {
     pub confirmed_at: Option<jiff::Timestamp>,
     /// True when one of the two copies of the durable facts is damaged or behind.
     pub records_degraded: bool,
+    /// True when both copies are gone although something was recorded once: floor, quarantine, hold and history of before
+    /// are not known.
+    pub records_lost: bool,
     /// The witness of the running slot.
     pub running_by: String,
     /// The bootloader backend.
@@ -294,6 +297,8 @@ pub struct Quarantine {
     pub released: Option<Quarantined>,
     /// What is on it now.
     pub quarantine: Vec<Quarantined>,
+    /// True when the records were lost: what failed before is not known.
+    pub records_lost: bool,
 }
 
 /// What a slot turned out to be.
@@ -346,6 +351,8 @@ impl Scrubbed {
 pub struct History {
     /// Oldest first.
     pub entries: Vec<HistoryEntry>,
+    /// True when the records were lost: what happened before is not known.
+    pub records_lost: bool,
 }
 
 /// What `boot-check` found and did.

@@ -39,6 +39,7 @@ impl Engine<'_> {
         Ok(Answer::Status(Box::new(Status {
             confirmed_at: self.confirmed_at(&seen),
             records_degraded: self.facts.degraded(),
+            records_lost: self.records_lost(Some(seen.observation.boot)),
             blocked_by: blockers(&seen, self.trust.as_ref().err()),
             next: next_sentence(&self.state.phase, &seen),
             state: self.state.phase.name(),
@@ -47,7 +48,7 @@ impl Engine<'_> {
             floor: seen.observation.floor(),
             held: known.hold.as_ref().map(|hold| hold.release.digest),
             quarantine: quarantine.collect(),
-            last: self.history(1).entries.pop(),
+            last: self.newest(1).pop(),
             source: self.config.source.image.clone(),
             watchdog: self.machine.watchdog_held(),
             slots,
@@ -159,11 +160,15 @@ impl Engine<'_> {
     }
 
     pub(super) fn history(&self, limit: usize) -> History {
+        History { entries: self.newest(limit), records_lost: self.records_lost(None) }
+    }
+
+    fn newest(&self, limit: usize) -> Vec<HistoryEntry> {
         let logs = logs::all(self.machine.state_dir());
         let lines = self.facts.history().iter();
         let entries: Vec<HistoryEntry> = lines.map(|entry| history_entry(entry, &logs)).collect();
         let skip = entries.len().saturating_sub(limit);
-        History { entries: entries.into_iter().skip(skip).collect() }
+        entries.into_iter().skip(skip).collect()
     }
 
     pub(super) fn logs(&self, release: Option<&str>) -> Logs {

@@ -13,6 +13,7 @@ mod held;
 mod observe;
 pub mod provision;
 mod quarantine;
+mod records;
 mod scrub;
 pub mod source;
 mod words;

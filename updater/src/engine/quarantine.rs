@@ -23,7 +23,8 @@ impl Engine<'_> {
             added.map_err(|e| Failure::before(e.reason(), e))?;
         }
         let asked = release.map(str::to_owned);
-        Ok(Answer::Quarantine(Quarantine { asked, released, quarantine: self.listed() }))
+        let (quarantine, records_lost) = (self.listed(), self.records_lost(None));
+        Ok(Answer::Quarantine(Quarantine { asked, released, quarantine, records_lost }))
     }
 
     fn listed(&self) -> Vec<Quarantined> {

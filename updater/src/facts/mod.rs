@@ -214,6 +214,11 @@ impl Facts {
         &self.history
     }
 
+    /// True when no copy can be read: nothing was ever recorded here, or all of it is gone.
+    pub fn is_blank(&self) -> bool {
+        self.generations == [None, None]
+    }
+
     /// True when one copy is damaged or behind; [`Facts::repair`] and the next addition mend it.
     pub fn degraded(&self) -> bool {
         self.generations[0] != self.generations[1]

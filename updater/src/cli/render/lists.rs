@@ -15,6 +15,16 @@ pub(super) fn quarantine(answer: &Quarantine) -> String {
         (Some(asked), None) => format!("Nothing changed. No quarantined release is called `{asked}`.\n"),
         (None, _) => String::new(),
     };
+    if answer.records_lost {
+        out.push_str(
+            "The records were lost: what failed here before is not known. Nothing has to be done; a release that fails \
+             again is quarantined again.\n",
+        );
+    }
+    if answer.quarantine.is_empty() && answer.records_lost {
+        out.push_str("Nothing is known to be quarantined.\n");
+        return out;
+    }
     if answer.quarantine.is_empty() {
         out.push_str("Nothing is quarantined.\n");
         return out;

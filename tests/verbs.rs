@@ -226,7 +226,10 @@ fn a_slot_that_an_update_writes_while_it_is_read_is_not_called_damaged() {
     while update.try_wait().unwrap().is_none() {
         let found = machine.ask(&["verify", "a"]).unwrap();
         assert!(found.code != 49, "an update in its course is taken for damage: {}", found.said);
-        answers.push(found.said["slots"][0]["soundness"].clone());
+        let soundness = found.said["slots"][0]["soundness"].clone();
+        // Not judged is no success.
+        assert_eq!(found.code, if soundness == "changed" { 70 } else { 0 }, "{}", found.said);
+        answers.push(soundness);
     }
     answers.dedup();
     println!("while slot a was written: {answers:?}");
@@ -284,6 +287,22 @@ fn tree(machine: &Machine) -> Vec<(String, String)> {
         false => String::new(),
     };
     entries.map(|entry| (entry.path().display().to_string(), content(&entry))).collect()
+}
+
+#[test]
+fn a_disk_image_that_is_not_there_is_no_fault_of_the_records() {
+    let (_scene, machine) = machine_with_1_0();
+    std::fs::rename(machine.disk(), machine.disk().with_extension("away")).unwrap();
+    for verb in ["status", "verify", "update"] {
+        let refused = ask(&machine, &[verb], 46);
+        assert_eq!(refused.said["reason"], "layout-unknown");
+        assert!(
+            refused.said["detail"].as_str().unwrap().contains("there is no disk image"),
+            "{}",
+            refused.said
+        );
+        assert!(refused.said["remedy"].as_str().unwrap().contains("`disk` under [machine]"), "{verb}");
+    }
 }
 
 #[test]

@@ -185,7 +185,9 @@ fn reach(dry_run: bool, stage: bool, reboot: bool) -> Reach {
 fn output(answer: &Answer) -> Output {
     let reason = match answer {
         Answer::Health(report) => report.why().map(|why| why.reason),
-        Answer::Scrub(scrubbed) => scrubbed.is_damaged().then_some(Reason::SlotDamaged),
+        Answer::Scrub(scrubbed) if scrubbed.is_damaged() => Some(Reason::SlotDamaged),
+        // Whoever asks whether the slots are sound must not take "nobody knows" for yes.
+        Answer::Scrub(scrubbed) => scrubbed.is_unjudged().then_some(Reason::Busy),
         // Not success: `boot-complete.target` must not be reached, or systemd would bless the entry that was left.
         Answer::BootCheck(check)
             if matches!(check.verdict, BootVerdict::Returning | BootVerdict::Stranded) =>
@@ -207,4 +209,35 @@ fn log(verbose: u8) {
     let filter = tracing_subscriber::EnvFilter::try_from_env("SWITCHBACK_LOG")
         .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new(default));
     tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_target(false).init();
+}
+
+#[cfg(test)]
+mod tests {
+    use switchback_partitions::slot::Slot;
+
+    use super::*;
+    use crate::engine::answers::{Scrubbed, SlotScrub, Soundness};
+
+    #[test]
+    fn what_was_not_judged_is_no_success_and_damage_goes_before_it() {
+        use Soundness::{Changed, Damaged, Empty, HalfWritten, Sound};
+        for (soundness, reason) in [
+            ([Sound, Sound], None),
+            ([Sound, Empty], None),
+            ([Sound, HalfWritten], None),
+            ([Sound, Changed], Some(Reason::Busy)),
+            ([Damaged, Changed], Some(Reason::SlotDamaged)),
+        ] {
+            let slots = Slot::ALL.map(|slot| SlotScrub {
+                slot,
+                running: slot == Slot::A,
+                release: None,
+                soundness: soundness[slot.index()],
+                detail: String::new(),
+            });
+            let output = output(&Answer::Scrub(Scrubbed { slots: slots.into() }));
+            assert_eq!(output.reason, reason, "{}", output.text);
+            assert_eq!(output.text.contains("NOT JUDGED"), soundness.contains(&Changed), "{}", output.text);
+        }
+    }
 }

@@ -313,7 +313,7 @@ pub enum Soundness {
     HalfWritten,
     /// Something is not what was signed.
     Damaged,
-    /// An update wrote to it meanwhile: nothing is known.
+    /// An update wrote to it meanwhile: nothing was judged.
     Changed,
 }
 
@@ -343,6 +343,11 @@ impl Scrubbed {
     /// True when a slot is damaged.
     pub fn is_damaged(&self) -> bool {
         self.slots.iter().any(|slot| slot.soundness == Soundness::Damaged)
+    }
+
+    /// True when a slot changed while it was read, so that nothing was judged of it.
+    pub fn is_unjudged(&self) -> bool {
+        self.slots.iter().any(|slot| slot.soundness == Soundness::Changed)
     }
 }
 

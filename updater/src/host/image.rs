@@ -72,7 +72,13 @@ impl ImageMachine {
     /// The machine that configuration describes. The image must exist.
     pub fn new(machine: config::Machine, boot: config::Boot) -> Result<ImageMachine, HostError> {
         let disk = machine.disk.clone().ok_or(HostError::NotConfigured { key: "machine.disk" })?;
-        fs::metadata(&disk).map_err(io_error("opening", &disk))?;
+        fs::metadata(&disk).map_err(|error| match error.kind() {
+            // No record is at fault: the configuration names a disk that is not there.
+            io::ErrorKind::NotFound => {
+                HostError::Layout(format!("there is no disk image {}", disk.display()))
+            }
+            _ => io_error("opening", &disk)(error),
+        })?;
         let running = machine.running.clone().unwrap_or_else(|| machine.state_dir.join(RUNNING));
         Ok(ImageMachine { machine, boot, disk, running })
     }
@@ -166,6 +172,7 @@ impl Machine for ImageMachine {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::reason::Reason;
 
     fn settings(dir: &Path, reboot: &[&str]) -> config::Machine {
         config::Machine {
@@ -214,10 +221,14 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let machine = machine(dir.path(), &[]);
         assert!(machine.bootloader().is_err());
-        for (disk, named) in [(Some(dir.path().join("gone")), "gone"), (None, "machine.disk")] {
+        for (disk, named, reason) in [
+            (Some(dir.path().join("gone")), "gone", Reason::LayoutUnknown),
+            (None, "machine.disk", Reason::ConfigInvalid),
+        ] {
             let settings = config::Machine { disk, ..settings(dir.path(), &[]) };
             let error = ImageMachine::new(settings, config::Boot::default()).err().unwrap();
             assert!(error.to_string().contains(named), "{error}");
+            assert_eq!(crate::engine::host_reason(&error), reason, "{error}");
         }
     }
 }

@@ -51,7 +51,9 @@ pub(super) fn scrub(answer: &Scrubbed) -> String {
             Soundness::HalfWritten => {
                 "half written: an update is at work, or `switchback update` goes on there".to_string()
             }
-            Soundness::Changed => format!("{name}: an update wrote to it while it was read; ask again"),
+            Soundness::Changed => {
+                "NOT JUDGED, an update wrote to it while it was read; ask again when that is done".to_string()
+            }
             Soundness::Damaged => format!("{name}: DAMAGED, {}", slot.detail),
         };
         let _ = writeln!(out, "{mark} slot {}     {words}", slot.slot);

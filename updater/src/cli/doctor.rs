@@ -4,10 +4,9 @@
 
 use std::path::Path;
 
-use comfy_table::Table;
-
 use super::Output;
 use super::args::DoctorArgs;
+use super::render::width;
 use crate::doctor::{Finding, Level, Place, Report, examine};
 use crate::reason::Reason;
 
@@ -26,7 +25,7 @@ pub(super) fn run(args: &DoctorArgs, config: Option<&Path>) -> Output {
         json.insert("answer".into(), "doctor".into());
         json.insert("reason".into(), serde_json::json!(reason));
     }
-    let terminal = Table::new().width().map_or(WIDTH, usize::from);
+    let terminal = width().map_or(WIDTH, usize::from);
     Output { text: text(&report, terminal.clamp(WIDTH, WIDTH_MAX)), json, changed: false, reason }
 }
 

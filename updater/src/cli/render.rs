@@ -5,9 +5,10 @@
 mod lists;
 mod logs;
 
-use comfy_table::{ContentArrangement, Table, presets};
+use comfy_table::{ColumnConstraint, ContentArrangement, Table, Width, presets};
 use switchback_bootloader::boot_state::SlotBoot;
 
+use crate::digest::Digest;
 use crate::engine::answers::{
     Answer, BootCheck, BootVerdict, Check, Content, History, HistoryEntry, Outcome, SlotStatus, Status,
     Update,
@@ -17,6 +18,10 @@ use crate::install::{ReleaseName, Traffic};
 
 /// Narrower tables cannot be read.
 const TABLE_WIDTH_MIN: u16 = 80;
+/// `2026-01-31`.
+const DAY_WIDTH: u16 = 10;
+/// The longest reason of a trial, with its colon.
+const WHY_WIDTH_MIN: u16 = 19;
 
 /// The whole answer as text, ending with a newline.
 pub fn text(answer: &Answer) -> String {
@@ -42,6 +47,11 @@ pub fn bytes(count: u64) -> String {
 /// A release for people: `example-os 1.1 (sha256:0123456789ab…)`.
 pub fn release(name: &ReleaseName) -> String {
     format!("{} {} (sha256:{}…)", name.name, name.version, name.digest.short())
+}
+
+/// A digest in a column: its beginning, by which every verb that takes a digest knows it.
+fn short(digest: Digest) -> String {
+    format!("{}…", digest.short())
 }
 
 fn status(status: &Status) -> String {
@@ -79,7 +89,8 @@ fn status(status: &Status) -> String {
     line(format!("source       {}", status.source.as_deref().unwrap_or("none configured")));
     line(format!("floor        security version {}", status.floor));
     if let Some(held) = status.held {
-        line(format!("held back    {held}, by an operator's rollback"));
+        let version = status.held_version.as_deref().unwrap_or_default();
+        line(format!("held back    {version} {held}, by an operator's rollback"));
     }
     for item in &status.quarantine {
         line(format!("quarantined  {} {}: {}", item.version, item.digest, item.reason.description()));
@@ -190,10 +201,14 @@ fn history(answer: &History) -> String {
             entry.what.clone(),
             entry.version.clone(),
             entry.slot.map(|slot| slot.to_string()).unwrap_or_default(),
-            entry.digest.map(|digest| format!("sha256:{}…", digest.short())).unwrap_or_default(),
+            entry.digest.map(short).unwrap_or_default(),
             why(entry),
         ]);
     }
+    // A piece of what happened or of a digest is worth nothing; the time may break between day and hour.
+    whole(&mut table, &[1, 4]);
+    at_least(&mut table, 0, DAY_WIDTH);
+    at_least(&mut table, 5, WHY_WIDTH_MIN);
     let mut kept: Vec<&str> =
         answer.entries.iter().filter(|entry| entry.log).map(|entry| entry.version.as_str()).collect();
     kept.dedup();
@@ -219,16 +234,36 @@ fn history_line(entry: &HistoryEntry) -> String {
     format!("{what} {} at {}{tail}", entry.version, entry.at.strftime("%Y-%m-%d %H:%M:%S"))
 }
 
-/// A table as wide as the terminal, or as `COLUMNS` says where there is none, if one of them says: a serial console says 0,
-/// and would get one letter a line.
 fn table() -> Table {
     let mut table = Table::new();
     table.load_style(presets::NOTHING).set_content_arrangement(ContentArrangement::Dynamic);
-    let columns = || std::env::var("COLUMNS").ok()?.parse().ok();
-    if let Some(width) = table.width().or_else(columns) {
-        table.set_width(width.max(TABLE_WIDTH_MIN));
+    if let Some(width) = width() {
+        table.set_width(width);
     }
     table
+}
+
+/// As wide as the terminal, or as `COLUMNS` says where there is none, if one of them says: a serial console says 0, and
+/// would get one letter a line.
+pub(super) fn width() -> Option<u16> {
+    let columns = || std::env::var("COLUMNS").ok()?.parse().ok();
+    Table::new().width().or_else(columns).map(|width| width.max(TABLE_WIDTH_MIN))
+}
+
+fn at_least(table: &mut Table, column: usize, letters: u16) {
+    if let Some(column) = table.column_mut(column) {
+        let width = Width::Fixed(letters.saturating_add(column.padding_width()));
+        column.set_constraint(ColumnConstraint::LowerBoundary(width));
+    }
+}
+
+/// Columns that are never broken.
+fn whole(table: &mut Table, columns: &[usize]) {
+    for column in columns {
+        if let Some(column) = table.column_mut(*column) {
+            column.set_constraint(ColumnConstraint::ContentWidth);
+        }
+    }
 }
 
 fn health(report: &HealthReport) -> String {

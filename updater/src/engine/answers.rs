@@ -187,6 +187,8 @@ pub struct Status {
     pub floor: u64,
     /// The digest an operator's rollback holds back.
     pub held: Option<Digest>,
+    /// What that release calls itself.
+    pub held_version: Option<String>,
     /// Quarantined releases.
     pub quarantine: Vec<Quarantined>,
     /// The newest outcome in the history.

@@ -12,7 +12,7 @@ use super::answers::{
     Update,
 };
 use super::observe::{Seen, summary};
-use super::words::{blockers, history_entry, next_sentence, slot_status};
+use super::words::{blockers, history_entry, next_sentence, phase_name, slot_status};
 use super::{Candidate, Engine, Failure, NOTHING_CHANGED, Rest, source};
 use crate::facts::Happened;
 use crate::health::{self, CheckOutcome, CheckResult, HealthReport};
@@ -42,11 +42,12 @@ impl Engine<'_> {
             records_lost: self.records_lost(Some(seen.observation.boot)),
             blocked_by: blockers(&seen, self.trust.as_ref().err()),
             next: next_sentence(&self.state.phase, &seen),
-            state: self.state.phase.name(),
+            state: phase_name(&self.state.phase, &seen),
             running_by: seen.evidence.clone(),
             bootloader: seen.bootloader,
             floor: seen.observation.floor(),
             held: known.hold.as_ref().map(|hold| hold.release.digest),
+            held_version: known.hold.as_ref().map(|hold| hold.release.version.clone()),
             quarantine: quarantine.collect(),
             last: self.newest(1).pop(),
             source: self.config.source.image.clone(),
@@ -144,9 +145,15 @@ impl Engine<'_> {
         };
         let name = seen.releases[slot.index()].as_ref().map_or_else(unknown, Release::name);
         let mut answer = self.blank(name, slot);
+        let started = Event::Started(Box::new(seen.observation.clone()));
         let event = Event::RollbackOrdered { below_floor, seen: Box::new(seen.observation) };
         if reach == Reach::DryRun {
-            let (_, action) = step(&self.state, event, &self.policy(true));
+            // As `settle` would find it: a start that nobody has judged yet is a trial.
+            let state = match step(&self.state, started, &self.policy(false)) {
+                (on_trial, Action::RunHealth { .. }) => on_trial,
+                _ => self.state.clone(),
+            };
+            let (_, action) = step(&state, event, &self.policy(true));
             return self.dry_run(action, answer, None).map(Answer::Rollback);
         }
         let was_armed = self.state.phase.name() == "armed";
@@ -306,6 +313,18 @@ impl Engine<'_> {
                 answer.outcome = Outcome::WouldUpdate;
                 answer.detail =
                     "It lies there already: it is read back and armed. Nothing was changed.".into();
+            }
+            (Action::Disarm(slot), _) => {
+                answer.detail =
+                    format!("Slot {slot} would not be armed any more: the next reboot would stay here.");
+            }
+            // The verdict is recorded first; what follows from it is the way back.
+            (Action::Record(ended), _) => {
+                answer.detail = format!(
+                    "The trial in slot {} would end, its release be held, and the machine return to slot {}.",
+                    ended.slot,
+                    ended.slot.other()
+                );
             }
             _ => answer.detail = "There is nothing to do.".into(),
         }

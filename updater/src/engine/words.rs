@@ -13,6 +13,8 @@ use crate::install::Release;
 use crate::lifecycle::{Phase, Purpose, Verdict};
 use crate::logs::StartLog;
 
+const BOOT_CHECK_JUDGES: &str = "`switchback boot-check` judges the running slot";
+
 /// One slot's line of `status`.
 pub(super) fn slot_status(seen: &Seen, slot: Slot) -> SlotStatus {
     let release = seen.releases[slot.index()].as_ref();
@@ -59,7 +61,7 @@ pub(super) fn next_sentence(phase: &Phase, seen: &Seen) -> String {
     };
     match phase {
         Phase::Idle if seen.observation.boot.slot(seen.observation.running) != SlotBoot::Good => {
-            "`switchback boot-check` judges the running slot".into()
+            BOOT_CHECK_JUDGES.into()
         }
         Phase::Idle => "nothing; `switchback check` asks for a newer release".into(),
         Phase::Installing { release, slot, .. } => {
@@ -75,11 +77,21 @@ pub(super) fn next_sentence(phase: &Phase, seen: &Seen) -> String {
         Phase::Staged { release, slot, .. } => {
             format!("{} waits in slot {slot}; `switchback update` arms it", release.version)
         }
+        // The start is this one, and `boot-check` has not looked yet.
+        Phase::Armed { slot, .. } if *slot == seen.observation.running => BOOT_CHECK_JUDGES.into(),
         Phase::Armed { release, slot, purpose, .. } => {
             format!("the next reboot starts {} {} in slot {slot}", trial(purpose), release.version)
         }
-        Phase::OnTrial { .. } => "`switchback boot-check` judges the running slot".into(),
+        Phase::OnTrial { .. } => BOOT_CHECK_JUDGES.into(),
         Phase::RollingBack { .. } => "the next reboot returns to the other slot".into(),
+    }
+}
+
+/// The phase as it is seen: an armed slot that runs is on trial, also before `boot-check` has written that down.
+pub(super) fn phase_name(phase: &Phase, seen: &Seen) -> &'static str {
+    match phase {
+        Phase::Armed { slot, .. } if *slot == seen.observation.running => "on-trial",
+        _ => phase.name(),
     }
 }
 

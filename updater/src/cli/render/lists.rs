@@ -2,7 +2,7 @@
 
 use std::fmt::Write as _;
 
-use super::{release, table};
+use super::{release, short, table, whole};
 use crate::engine::answers::{Quarantine, Scrubbed, Soundness};
 
 /// The answer to `quarantine`.
@@ -32,8 +32,9 @@ pub(super) fn quarantine(answer: &Quarantine) -> String {
     let mut table = table();
     table.set_header(["version", "digest", "why"]);
     for entry in &answer.quarantine {
-        table.add_row([&entry.version, &entry.digest.to_string(), entry.reason.description()]);
+        table.add_row([&entry.version, &short(entry.digest), entry.reason.description()]);
     }
+    whole(&mut table, &[1]);
     // Writing to a string does not fail.
     let _ = writeln!(out, "{}", table.trim_fmt());
     out

@@ -15,6 +15,11 @@ use crate::progress::{Phase, Progress};
 /// JSON progress lines come at most this often.
 const LINE_EVERY: Duration = Duration::from_millis(500);
 
+/// What one line holds beside a bar of a few letters: title, two sizes, speed, time.
+const COLUMNS_FOR_ALL: u16 = 80;
+const WIDE: &str = "  {msg:<23} [{wide_bar}] {bytes}/{total_bytes} {bytes_per_sec} {eta}";
+const NARROW: &str = "  {msg:23!} {percent:>3}% [{wide_bar}]";
+
 /// Draws on standard error.
 pub struct Display {
     style: Style,
@@ -74,6 +79,11 @@ impl Display {
     }
 }
 
+/// Columns of the terminal, where there is one.
+fn width() -> Option<u16> {
+    comfy_table::Table::new().width()
+}
+
 fn title(phase: Phase) -> &'static str {
     match phase {
         Phase::Check => "checking",
@@ -91,7 +101,9 @@ impl Progress for Display {
     fn begin(&self, phase: Phase, total: u64) {
         let bar = (self.style == Style::Bar).then(|| {
             let bar = ProgressBar::new(total).with_message(title(phase));
-            let template = "  {msg:<24} [{bar:24}] {bytes}/{total_bytes} {bytes_per_sec} {eta}";
+            // The bar is what shrinks: a line that is longer than the terminal is drawn anew below itself.
+            let narrow = width().is_some_and(|columns| columns < COLUMNS_FOR_ALL);
+            let template = if narrow { NARROW } else { WIDE };
             if let Ok(style) = indicatif::ProgressStyle::with_template(template) {
                 bar.set_style(style.progress_chars("=> "));
             }

@@ -136,6 +136,17 @@ fn every_verb_and_flag_in_the_documents_exists() {
 }
 
 #[test]
+fn every_help_says_what_is_changed_what_is_left_alone_and_what_comes_next() {
+    let mut help = Help::new(tools::switchback().expect("the program is built"));
+    let missing = help.shortcomings();
+    assert!(missing.is_empty(), "\n{}", missing.join("\n"));
+    let examples = help.examples();
+    assert!(examples.len() > 20, "{examples:?}");
+    let wrong: Vec<String> = examples.iter().filter_map(|example| help.look_up(example).err()).collect();
+    assert!(wrong.is_empty(), "\n{}", wrong.join("\n"));
+}
+
+#[test]
 fn every_make_target_in_the_documents_exists() {
     let makefile = std::fs::read_to_string(tools::repository().join("Makefile")).expect("Makefile");
     let has = |target: &str| makefile.lines().any(|line| line.starts_with(&format!("{target}:")));

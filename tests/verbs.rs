@@ -376,19 +376,59 @@ fn a_table_fits_a_narrow_terminal_says_the_same_on_a_wide_one_and_has_no_colours
 fn every_verb_has_a_manual_page_that_man_reads_without_a_warning() {
     let folder = tempfile::tempdir().unwrap();
     let switchback = tools::switchback().unwrap();
-    let made = Command::new(&switchback).args(["man", "--output"]).arg(folder.path()).output().unwrap();
-    assert!(made.status.success(), "{}", text(&made.stderr));
+    let write = || {
+        let mut command = Command::new(&switchback);
+        command.args(["man", "--detailed-exitcode", "--output"]).arg(folder.path()).output().unwrap()
+    };
+    assert_eq!(write().status.code(), Some(2));
+    let again = write();
+    assert_eq!(again.status.code(), Some(0), "the same pages are no change: {}", text(&again.stdout));
+    std::fs::write(folder.path().join("switchback-status.1"), "other").unwrap();
+    assert_eq!(write().status.code(), Some(2), "a page that is other is written");
+
     let verbs = verbs();
     assert!(verbs.len() > 12, "{verbs:?}");
-    let groff = tools::program("groff", "groff-base").unwrap();
     for verb in verbs.iter().filter(|verb| *verb != "help") {
-        let page = folder.path().join(format!("switchback-{verb}.1"));
-        assert!(page.is_file(), "{verb} has no page");
+        assert!(folder.path().join(format!("switchback-{verb}.1")).is_file(), "{verb} has no page");
+    }
+    let groff = tools::program("groff", "groff-base").unwrap();
+    let mut pages: Vec<_> =
+        std::fs::read_dir(folder.path()).unwrap().map(|page| page.unwrap().path()).collect();
+    pages.sort();
+    for verb in ["switchback.1", "switchback-image-build.1", "switchback-quarantine-release.1"] {
+        assert!(pages.contains(&folder.path().join(verb)), "no {verb} in {pages:?}");
+    }
+    for page in &pages {
         let read =
-            Command::new(&groff).args(["-Kutf8", "-man", "-ww", "-Tutf8", "-z"]).arg(&page).output().unwrap();
-        assert!(read.status.success() && read.stderr.is_empty(), "{verb}: {}", text(&read.stderr));
-        let page = std::fs::read_to_string(page).unwrap();
-        assert!(page.contains(".SH SYNOPSIS") && page.contains(".SH DESCRIPTION"), "{verb}");
+            Command::new(&groff).args(["-Kutf8", "-man", "-ww", "-Tutf8", "-z"]).arg(page).output().unwrap();
+        let told = text(&read.stderr);
+        assert!(read.status.success() && told.is_empty(), "{}: {told}", page.display());
+        let content = std::fs::read_to_string(page).unwrap();
+        assert!(
+            content.contains(".SH SYNOPSIS") && content.contains(".SH DESCRIPTION"),
+            "{}",
+            page.display()
+        );
+        assert!(content.contains("Changes"), "{} does not say what the verb changes", page.display());
+    }
+    let printed = Command::new(&switchback).arg("man").output().unwrap();
+    let main = std::fs::read(folder.path().join("switchback.1")).unwrap();
+    assert!(printed.status.success() && printed.stdout == main, "without a folder the main page is printed");
+}
+
+#[test]
+fn the_completion_scripts_are_sound_to_their_shells() {
+    let switchback = tools::switchback().unwrap();
+    let folder = tempfile::tempdir().unwrap();
+    for (shell, check) in [("bash", "-n"), ("zsh", "-n"), ("fish", "--no-execute")] {
+        let made = Command::new(&switchback).args(["completions", shell]).output().unwrap();
+        let script = folder.path().join(shell);
+        std::fs::write(&script, &made.stdout).unwrap();
+        assert!(text(&made.stdout).contains("quarantine"), "{shell}: {}", text(&made.stderr));
+        let program = tools::program(shell, shell).unwrap();
+        let read = Command::new(program).arg(check).arg(&script).output().unwrap();
+        let told = format!("{}{}", text(&read.stdout), text(&read.stderr));
+        assert!(read.status.success() && told.is_empty(), "{shell}: {told}");
     }
 }
 

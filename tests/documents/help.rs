@@ -62,6 +62,42 @@ impl Help {
         self.known.values().flatten().any(|text| has(text, flag))
     }
 
+    /// What is missing in the help of a verb.
+    pub fn shortcomings(&self) -> Vec<String> {
+        let mut missing = Vec::new();
+        for (verbs, text) in &self.known {
+            let Some(text) = text else { continue };
+            let says = |beginning: &str| text.lines().any(|line| line.starts_with(beginning));
+            let name = format!("switchback {}", verbs.join(" "));
+            if !says("Changes nothing") && !says("Changes: ") {
+                missing.push(format!("{name} does not say what it changes"));
+            }
+            if says("Changes: ") && !says("Leaves alone: ") {
+                missing.push(format!("{name} does not say what it leaves alone"));
+            }
+            if !says("Next: ") && !says("Example") {
+                missing.push(format!("{name} has no next step and no example"));
+            }
+        }
+        assert!(self.known.len() > 20, "only {} helps", self.known.len());
+        missing
+    }
+
+    /// Every command line that the helps give as an example, joined where help broke the line.
+    pub fn examples(&self) -> Vec<String> {
+        let mut examples = Vec::<String>::new();
+        for text in self.known.values().flatten() {
+            let tail = text.lines().skip_while(|line| !line.starts_with("Example")).skip(1);
+            for line in tail.take_while(|line| line.starts_with("  ")).map(str::trim) {
+                match examples.last_mut() {
+                    Some(last) if !line.starts_with("switchback ") => *last += &format!(" {line}"),
+                    _ => examples.push(line.to_string()),
+                }
+            }
+        }
+        examples
+    }
+
     fn read_all(&mut self, verbs: &[String]) {
         let text = self.text(verbs).expect("the program has help");
         let Some((_, list)) = text.split_once("Commands:\n") else { return };

@@ -65,7 +65,7 @@ reasons! {
         "Use a newer release; an operator who accepts the older one in the other slot says `switchback rollback --below-floor`."
     Quarantined "quarantined" 16
         "This very release failed its trial on this machine and is quarantined by its digest."
-        "Publish a corrected release; `switchback history` tells why this one failed."
+        "Publish a corrected release, or let this one be tried again with `switchback quarantine release`; `switchback history` tells why it failed."
     Held "held" 17
         "An operator rolled back from this release; it is held until it is named or a newer one appears."
         "Name it with `switchback update --to`, or wait for a newer release."
@@ -135,24 +135,24 @@ reasons! {
         "Check `disk` under [machine], or make the layout with `switchback provision`."
     RunningSlotUnknown "running-slot-unknown" 47
         "No witness tells which slot is running, so nothing may be written."
-        "The message lists what was looked at; start the machine from one of its slots."
+        "Start the machine from one of its slots; the message lists what was looked at."
     RebootFailed "reboot-failed" 48
         "The machine could not be told to restart."
         "Restart it by hand, or correct `reboot` under [machine]."
     SlotDamaged "slot-damaged" 49
         "A slot does not hold any more what was signed."
-        "The other slot: update again, which writes it anew. The running slot: update, and replace the disk."
+        "Run `switchback update`, which writes the other slot anew; when the damaged one runs, replace the disk as well."
 
     // 50–59: the trial.
     HealthFailed "health-failed" 50
         "A health check failed on the trial, and the machine returned."
-        "`switchback history` names the checks; publish a corrected release."
+        "Read in `switchback history` which checks failed, and publish a corrected release."
     LoaderRefused "loader-refused" 51
         "The slot was armed, but the bootloader started the old one without using up a try."
-        "A boot file that is gone is found by the next `switchback update`; else check that the kernel fits this machine and, under Secure Boot, is signed for it."
+        "Run `switchback update`, which finds a boot file that is gone; else check that the kernel fits this machine and, under Secure Boot, is signed for it."
     Panicked "panicked" 52
         "The kernel of the trial panicked."
-        "`switchback logs` shows the crash record when there is one; else watch a start on the serial console."
+        "Read `switchback logs`, which shows the crash record when there is one; else watch a start on the serial console."
     DiedEarly "died-early" 53
         "Every try ended before the first mark: in the firmware, the loader, the kernel or early in the initramfs."
         "Watch a start on the serial console."
@@ -170,15 +170,15 @@ reasons! {
         "See which check was still waiting; `trial_deadline` under [boot] sets the limit."
     Inconclusive "inconclusive" 58
         "The tries were spent without a verdict and without evidence of a crash, as after power cuts."
-        "It is tried again at most twice; then name it with `switchback update --to`, or publish a new release."
+        "Wait: it is tried again at most twice; then name it with `switchback update --to`, or publish a new release."
     EndedByOperator "ended-by-operator" 59
         "An operator ended the trial with `switchback rollback`."
-        "Nothing; the release is held until it is named or a newer one appears."
+        "Name it with `switchback update --to` when it is wanted after all; until then it is held, or until a newer one appears."
 
     // 60–69: more about the trial.
     WatchdogReset "watchdog-reset" 60
         "The watchdog reset the machine out of the trial: it hung."
-        "`switchback logs` shows what was kept; check what the release does early, and publish a corrected one."
+        "Read `switchback logs`, check what the release does early, and publish a corrected one."
 
     // 70–79: the machine and the updater.
     Busy "busy" 70
@@ -186,16 +186,16 @@ reasons! {
         "Wait for it; `switchback status` tells what it does."
     StateUnreadable "state-unreadable" 71
         "The updater's own records could not be read or written."
-        "Check the state folder; what the boot record and the slots say is enough to go on."
+        "Check the file that the message names, and the state folder; what the boot record and the slots say is enough to go on."
     ConfigInvalid "config-invalid" 72
         "The configuration has an error."
-        "Correct the line that the message names."
+        "Correct the file, line or setting that the message names."
     Interrupted "interrupted" 73
         "The work was interrupted; everything done so far is kept."
         "Run the same command again: it continues."
     NotSupported "not-supported" 74
         "This machine, image or build of the updater cannot do that."
-        "The message says what is missing."
+        "Change what the message names: the request, the machine, the image or the build."
     NotPermitted "not-permitted" 75
         "The operating system refused access."
         "Run the command as root."
@@ -306,6 +306,19 @@ mod tests {
             for text in [reason.description(), reason.remedy()] {
                 assert!(text.ends_with('.') && text.len() > 10, "{reason}: {text}");
             }
+        }
+    }
+
+    #[test]
+    fn every_remedy_begins_with_what_to_do() {
+        const TO_DO: [&str; 25] = [
+            "Ask", "Build", "Change", "Check", "Correct", "Follow", "Free", "Look", "Make", "Name",
+            "Publish", "Read", "Report", "Restart", "Run", "See", "Sign", "Start", "Try", "Unmount",
+            "Update", "Use", "Wait", "Watch", "Wait:",
+        ];
+        for reason in Reason::ALL {
+            let first = reason.remedy().split_whitespace().next().unwrap_or_default();
+            assert!(TO_DO.contains(&first), "{reason}: {}", reason.remedy());
         }
     }
 

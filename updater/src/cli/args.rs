@@ -1,13 +1,14 @@
-//! The command line's grammar and its help texts.
+//! The command line's grammar, and a line for each verb and option.
 //!
-//! Not here: what the verbs do (`engine`, `publish`), how answers look (`render`). Rule: help says what a verb
-//! changes, what it leaves alone and what to do next.
+//! Not here: what the verbs do (`engine`, `publish`), how answers look (`render`), the rest of the help (`help`). Rule:
+//! typed text is checked here, as far as it can be without looking at the machine.
 
 use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use switchback_partitions::slot::Slot;
 
+use super::help;
 #[cfg(feature = "author")]
 use crate::publish::container::Platform;
 use crate::registry::reference::Reference;
@@ -21,8 +22,7 @@ use crate::registry::reference::Reference;
     long_about = "Switchback writes a signed operating system image to the slot that does not run, proves what it \
                   wrote, changes one boot entry, health-checks after the reboot and returns by itself when the \
                   machine is not well. The running slot is never written.",
-    after_help = "Exit codes: 0 done or nothing to do; 2 changed (only with --detailed-exitcode); 64 usage; 10 and \
-                  above by reason (see the book, \"Reasons\").\n\nStart with: switchback status"
+    after_help = help::SWITCHBACK
 )]
 pub struct Cli {
     /// Configuration file [default: /etc/switchback/config.toml]; `config.d/*.toml` beside it is read too
@@ -63,58 +63,43 @@ pub enum ProgressStyle {
 #[derive(Debug, Subcommand)]
 pub enum Verb {
     /// What runs, what the other slot holds, what happens next and what blocks it
+    #[command(after_help = help::STATUS)]
     Status,
     /// Ask the source whether there is a release to move to; changes nothing
+    #[command(after_help = help::CHECK)]
     Check(SourceArgs),
     /// Write a release to the slot that does not run, prove it and arm it
-    #[command(
-        after_help = "The running slot, its boot files and its entry are never written. A bad release comes back by \
-                            itself: after the reboot `switchback boot-check` confirms or returns. Ctrl-C leaves \
-                            everything resumable: run the same command again.\n\nExamples:\n  switchback update \
-                            --dry-run\n  switchback update --reboot\n  switchback update --to 1.2"
-    )]
+    #[command(after_help = help::UPDATE)]
     Update(UpdateArgs),
     /// Go back to the release in the other slot (a trial like any other; nothing is fetched)
-    #[command(
-        after_help = "The release that is left is held: unattended updates do not move to it again until `switchback \
-                            update --to` names it or a newer release appears."
-    )]
+    #[command(after_help = help::ROLLBACK)]
     Rollback(RollbackArgs),
     /// What happened: updates, confirmations, returns and their reasons; newest last
+    #[command(after_help = help::HISTORY)]
     History {
         /// Show only the last N entries
         #[arg(long, short = 'n', default_value_t = 20, value_name = "N")]
         limit: usize,
     },
     /// What is kept of starts that failed: health checks, kernel log, crash record, journal; the newest when none is named
+    #[command(after_help = help::LOGS)]
     Logs {
         /// A version or a digest, or the beginning of one, as `switchback history` shows them
         #[arg(value_name = "VERSION|DIGEST")]
         release: Option<String>,
     },
     /// Releases that failed here and are not taken again; an operator may release one
-    #[command(subcommand)]
+    #[command(subcommand, after_help = help::QUARANTINE)]
     Quarantine(QuarantineVerb),
     /// Read all of both slots and compare every byte with what was signed; changes nothing
-    #[command(
-        after_help = "An empty slot is no fault. A damaged one is exit code 49: the other slot is written anew by the next \
-                            update, a damaged running slot calls for a new disk. \
-                            `switchback-verify.timer` does this once a week where it is enabled.\n\nExamples:\n  switchback verify\n  \
-                            switchback verify b"
-    )]
+    #[command(after_help = help::VERIFY)]
     Verify {
         /// Only this slot
         #[arg(value_name = "a|b")]
         slot: Option<Slot>,
     },
     /// Bring the machine to what a file says and say whether that changed anything; for configuration management
-    #[command(
-        after_help = "The file:\n  release = \"1.2\"     # a tag, a digest (@sha256:…) or a whole reference, as for `update \
-                            --to`\n  reboot = true       # restart into the trial; without it the next reboot is the \
-                            trial\n\nWhat is there already is not done again: a second run says that nothing changed. \
-                            With --detailed-exitcode 2 means changed.\n\nExample:\n  switchback --detailed-exitcode apply \
-                            desired.toml"
-    )]
+    #[command(after_help = help::APPLY)]
     Apply {
         /// The desired state (TOML)
         #[arg(value_name = "FILE")]
@@ -124,8 +109,10 @@ pub enum Verb {
         dry_run: bool,
     },
     /// Run the health checks now and list every failure; changes nothing
+    #[command(after_help = help::HEALTH)]
     Health,
     /// After each boot: observe, health-check, confirm or return (called by the system, not by people)
+    #[command(after_help = help::BOOT_CHECK)]
     BootCheck {
         /// Decide and say, but leave the reboot of a return to the caller
         #[arg(long)]
@@ -135,38 +122,27 @@ pub enum Verb {
         deadline_passed: bool,
     },
     /// Look at everything that an update relies on and say what is missing; changes nothing
-    #[command(
-        after_help = "Works on any machine, also on one that was never made for Switchback. Each finding has a name, a \
-                            result (ok, note, warning, problem) and what to do. Exit code 0 when there is no problem, \
-                            77 otherwise. Nothing is written, mounted or locked.\n\nExamples:\n  switchback doctor\n  \
-                            switchback doctor --offline --json"
-    )]
+    #[command(after_help = help::DOCTOR)]
     Doctor(DoctorArgs),
     /// Make a blank disk or image file bootable from a release
-    #[command(
-        after_help = "Every size is checked before the first byte is written. Slot A is filled and confirmed, slot B is \
-                            empty.\n\nExample:\n  switchback provision disk.img --size 2G --release oci:./images:1.0 \
-                            --trust os.pub"
-    )]
+    #[command(after_help = help::PROVISION)]
     Provision(ProvisionArgs),
     /// The author's side: build, push, sign and inspect images
     #[cfg(feature = "author")]
-    #[command(subcommand)]
+    #[command(subcommand, after_help = help::IMAGE)]
     Image(ImageVerb),
     /// Print a completion script for a shell
-    #[command(
-        after_help = "Examples:\n  switchback completions bash >/etc/bash_completion.d/switchback\n  switchback \
-                            completions fish >~/.config/fish/completions/switchback.fish"
-    )]
+    #[command(after_help = help::COMPLETIONS)]
     Completions {
         /// The shell
         shell: clap_complete::Shell,
     },
-    /// Write the manual pages, one for each verb
+    /// Print the manual page, or write all of them into a folder, one for each verb
+    #[command(after_help = help::MAN)]
     Man {
-        /// The folder they go to; it is made when it is missing
+        /// The folder that all pages go to; it is made when it is missing
         #[arg(long, value_name = "FOLDER")]
-        output: PathBuf,
+        output: Option<PathBuf>,
     },
     /// Become PID 1 of an initramfs: find the slot, open dm-verity, switch root (started by the kernel)
     #[command(hide = true)]
@@ -177,9 +153,10 @@ pub enum Verb {
 #[derive(Debug, Subcommand)]
 pub enum QuarantineVerb {
     /// The releases that failed here, and why
+    #[command(after_help = help::QUARANTINE_LIST)]
     List,
     /// Let a release be tried again; if it fails again, it is quarantined again
-    #[command(after_help = "Example:\n  switchback quarantine release 1.2")]
+    #[command(after_help = help::QUARANTINE_RELEASE)]
     Release {
         /// A version, a digest or the beginning of one, as `switchback quarantine list` shows them
         #[arg(value_name = "VERSION|DIGEST")]
@@ -290,22 +267,19 @@ pub struct InitArgs {
 #[derive(Debug, Subcommand)]
 pub enum ImageVerb {
     /// Turn a root folder, partition image or container image, and a kernel or UKI, into a release in an OCI layout folder
-    #[command(
-        after_help = "Examples:\n  switchback image build --root ./root --kernel vmlinuz --modules-dir lib/modules/6.1 \
-                            --product example --name example-os --version 1.1 --output oci:./images:1.1\n  switchback \
-                            image build --partition root=root.img --uki os.efi --product example --name example-os \
-                            --version 1.1 --output oci:./images:1.1\n  switchback image build --from-container \
-                            registry.example.com/team/os-root:1.1 --init-binary ./switchback-static --product example \
-                            --output oci:./images"
-    )]
+    #[command(after_help = help::IMAGE_BUILD)]
     Build(Box<BuildArgs>),
     /// Copy a release between registries and OCI layout folders; what is there already is not sent
+    #[command(after_help = help::IMAGE_PUSH)]
     Push(PushArgs),
     /// Sign a release's digest with a private key (or use `cosign sign`)
+    #[command(after_help = help::IMAGE_SIGN)]
     Sign(SignArgs),
     /// Show what a release is made of and who signed it
+    #[command(after_help = help::IMAGE_INSPECT)]
     Inspect(InspectArgs),
     /// Make a key pair for signing releases
+    #[command(after_help = help::IMAGE_KEYGEN)]
     Keygen {
         /// Writes PREFIX.key (private, mode 0600) and PREFIX.pub
         prefix: PathBuf,

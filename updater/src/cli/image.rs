@@ -310,8 +310,12 @@ fn keygen(prefix: &std::path::Path, kind: KeyKind) -> Result<Output, Failure> {
         KeyKind::P256 => sign::KeyKind::P256,
         KeyKind::Ed25519 => sign::KeyKind::Ed25519,
     };
-    let (private, public) =
-        sign::write_key_pair(kind, prefix).map_err(|e| Failure::before(Reason::NotSupported, e))?;
+    let (private, public) = sign::write_key_pair(kind, prefix).map_err(|e| match &e {
+        sign::SignError::Io { path, source } if source.kind() == std::io::ErrorKind::AlreadyExists => {
+            refused(format!("{} is there already: move it away or name another prefix", path.display()))
+        }
+        _ => Failure::before(Reason::NotSupported, e),
+    })?;
     let text = format!(
         "{} is the private key: keep it off every device.\n{} is the public one: it goes into the image and to `provision`.\n",
         private.display(),

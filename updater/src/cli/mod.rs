@@ -8,6 +8,7 @@ mod args;
 mod container;
 mod desired;
 mod doctor;
+mod help;
 #[cfg(feature = "author")]
 mod image;
 mod manual;
@@ -123,7 +124,7 @@ fn run(cli: &Cli) -> Result<Output, Failure> {
         #[cfg(feature = "author")]
         Verb::Image(verb) => return image::run(verb, &progress),
         Verb::Completions { shell } => return Ok(manual::completions(*shell)),
-        Verb::Man { output } => return manual::pages(output),
+        Verb::Man { output } => return manual::run(output.as_deref()),
         // `main` hands this over before the command line is parsed; typed by a person it has no meaning.
         Verb::Init(_) => {
             let detail = "`switchback init` is started by the kernel as PID 1 of an initramfs";

@@ -143,7 +143,7 @@ fn disk_request(wish: &Wish, release: &Release) -> Result<disk_plan::Request, Fa
             let whole = BlockDisk::open(&wish.target).and_then(|disk| disk.whole()).map_err(io)?;
             (whole.len(), whole.sector_bytes())
         }
-        (Ok(_), Some(_)) => return Err(unable("the target exists; --size is for a new image file".into())),
+        (Ok(_), Some(_)) => return Err(unable("the target exists; --size is for a new image file: leave it out, and say --force to overwrite what is there".into())),
         (Err(_), Some(size)) => (size, wish.sector_bytes),
         (Err(error), None) => {
             return Err(unable(format!(

@@ -4,6 +4,7 @@ use std::fmt::Write as _;
 
 use super::{release, short, table, whole};
 use crate::engine::answers::{Quarantine, Scrubbed, Soundness};
+use crate::reason::Reason;
 
 /// The answer to `quarantine`.
 pub(super) fn quarantine(answer: &Quarantine) -> String {
@@ -60,5 +61,8 @@ pub(super) fn scrub(answer: &Scrubbed) -> String {
         let _ = writeln!(out, "{mark} slot {}     {words}", slot.slot);
     }
     out.push_str("Nothing was changed.\n");
+    if answer.is_damaged() {
+        let _ = writeln!(out, "{}", Reason::SlotDamaged.remedy());
+    }
     out
 }

@@ -1,10 +1,11 @@
 //! A machine in a file on which the commands of a page are typed one after the other.
 //!
 //! Not here: what the page should say. What happens between two commands and is not typed on the machine stands in the
-//! page as a comment: `publish VERSION`, `publish VERSION unwell`, `power on`. Rule: the output is the program's own;
+//! page as a comment: `publish VERSION`, `publish VERSION unwell`, `power on`, `write FILE LINE`. Rule: the output is the program's own;
 //! only the name of the temporary folder is replaced.
 
 use std::collections::VecDeque;
+use std::path::PathBuf;
 
 use switchback_tests::lab::tools;
 use switchback_tests::machine::{Machine, text};
@@ -55,6 +56,9 @@ impl Transcript {
         match directive.split_whitespace().collect::<Vec<_>>()[..] {
             ["publish", version] => self.publish(version, true),
             ["publish", version, "unwell"] => self.publish(version, false),
+            ["write", file, ref words @ ..] => {
+                std::fs::write(self.path(file), words.join(" ") + "\n").expect("the file is written");
+            }
             ["power", "on"] => self.said.extend(self.machine.power_on().expect("the machine starts").said),
             _ => panic!("what does `<!-- {directive} -->` mean?"),
         }
@@ -75,16 +79,26 @@ impl Transcript {
         if command == "echo $?" {
             return self.code.to_string();
         }
+        if let Some(file) = command.strip_prefix("cat ") {
+            return std::fs::read_to_string(self.path(file)).expect(file);
+        }
         let words: Vec<&str> = command.split_whitespace().collect();
-        assert_eq!(words[0], "switchback", "{command}: only switchback is typed here");
+        assert_eq!(words[0], "switchback", "{command}: only switchback, `cat` and `echo $?` are typed here");
         if words == ["switchback", "boot-check"]
             && let Some(said) = self.said.pop_front()
         {
             return self.shown(&said);
         }
-        let output = self.machine.run(&words[1..]).expect("the program starts");
+        let folder = self.path("");
+        let mut typed = self.machine.command(&words[1..]);
+        let output = typed.current_dir(folder).output().expect("the program starts");
         self.code = output.status.code().expect("the program ends by itself");
         self.shown(&format!("{}{}", text(&output.stderr), text(&output.stdout)))
+    }
+
+    /// A file in the folder in which the commands are typed.
+    fn path(&self, file: &str) -> PathBuf {
+        self.machine.config().with_file_name(file)
     }
 
     fn shown(&self, said: &str) -> String {

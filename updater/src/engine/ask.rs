@@ -64,7 +64,7 @@ impl Engine<'_> {
                 matches!(outcome.verdict, Verdict::Confirmed | Verdict::RolledBack)
                     && outcome.release.as_ref().is_some_and(|release| release.digest == running.digest)
             }
-            Happened::Released(_) => false,
+            Happened::Released { .. } => false,
         };
         let entry = self.facts.history().iter().rev().find(confirmed)?;
         jiff::Timestamp::from_second(i64::try_from(entry.at_unix_secs).ok()?).ok()

@@ -115,11 +115,11 @@ pub(super) fn history_entry(entry: &facts::Entry, logs: &[StartLog]) -> HistoryE
     let at = at.unwrap_or_default();
     let outcome = match &entry.what {
         Happened::Outcome(outcome) => outcome,
-        Happened::Released(digest) => {
+        Happened::Released { digest, version } => {
             return HistoryEntry {
                 at,
                 what: "released".into(),
-                version: String::new(),
+                version: version.clone(),
                 digest: Some(*digest),
                 slot: None,
                 reason: None,

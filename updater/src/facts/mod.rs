@@ -156,7 +156,12 @@ pub enum Happened {
     /// An update ended.
     Outcome(Outcome),
     /// A release left quarantine by an operator's order.
-    Released(Digest),
+    Released {
+        /// Which.
+        digest: Digest,
+        /// What it called itself when it came into quarantine; empty when that is not known any more.
+        version: String,
+    },
 }
 
 /// The durable facts of a machine, read once and kept in step with their copies.
@@ -334,9 +339,9 @@ fn learn(known: &mut Known, history: &mut Vec<Entry>, record: &Record) {
             mark.1 = mark.1.max(stage);
         }
         Kind::Released { at_unix_secs, digest } => {
-            known.quarantine.remove(&digest);
+            let version = known.quarantine.remove(&digest).map(|entry| entry.version).unwrap_or_default();
             known.released.insert(digest);
-            history.push(Entry { at_unix_secs, what: Happened::Released(digest) });
+            history.push(Entry { at_unix_secs, what: Happened::Released { digest, version } });
         }
         Kind::HoldEnded => known.hold = None,
         Kind::Floor { security_version, next_seq } => {

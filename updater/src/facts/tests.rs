@@ -125,6 +125,9 @@ fn an_operator_releases_from_quarantine_and_a_second_failure_returns_it() {
     let bad = release("1.2", 6);
     facts.add(&outcome(0, Verdict::Returned, bad.clone()), 1).unwrap();
     facts.add(&Fact::Released(bad.digest), 2).unwrap();
+    let released = Happened::Released { digest: bad.digest, version: "1.2".into() };
+    assert_eq!(facts.history().last().unwrap().what, released);
+    assert_eq!(medium.facts().history().last().unwrap().what, released, "read back it says the same");
     assert!(facts.known().quarantine.is_empty() && medium.facts().known().released.contains(&bad.digest));
     facts.add(&outcome(1, Verdict::Returned, bad.clone()), 3).unwrap();
     assert!(medium.facts().known().quarantine.contains_key(&bad.digest));

@@ -143,7 +143,11 @@ fn disk_request(wish: &Wish, release: &Release) -> Result<disk_plan::Request, Fa
             let whole = BlockDisk::open(&wish.target).and_then(|disk| disk.whole()).map_err(io)?;
             (whole.len(), whole.sector_bytes())
         }
-        (Ok(_), Some(_)) => return Err(unable("the target exists; --size is for a new image file: leave it out, and say --force to overwrite what is there".into())),
+        (Ok(_), Some(_)) => {
+            let detail = "the target exists; --size is for a new image file: leave it out, and say --force to \
+                          overwrite what is there";
+            return Err(unable(detail.into()));
+        }
         (Err(_), Some(size)) => (size, wish.sector_bytes),
         (Err(error), None) => {
             return Err(unable(format!(

@@ -79,7 +79,7 @@ Example:
   switchback quarantine release 1.2";
 
 pub(super) const VERIFY: &str = "\
-Changes nothing. An empty slot is no fault; a damaged one is exit code 49.
+Changes nothing. An empty slot is no fault; a damaged one is exit code 49, and 70 says that an update wrote meanwhile.
 Next: the other slot is written anew by the next `switchback update`; a damaged running slot calls for a new disk. \
 `switchback-verify.timer` does this once a week where it is enabled.
 

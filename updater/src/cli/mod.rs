@@ -25,9 +25,7 @@ use self::args::{Cli, QuarantineVerb, Verb};
 use self::progress::Display;
 use crate::config::Config;
 use crate::engine::answers::{Answer, BootVerdict, Reach, Request};
-use crate::engine::{Engine, Failure, host_reason};
-use crate::host::Machine;
-use crate::init::stage::{Mark, Stage};
+use crate::engine::{Engine, Failure, host_reason, mark_deadline_passed};
 use crate::reason::{Reason, Why};
 
 /// Usage errors, as sysexits.h has it.
@@ -139,7 +137,13 @@ fn run(cli: &Cli) -> Result<Output, Failure> {
     let machine = crate::host::open(&config).map_err(|e| Failure::before(host_reason(&e), e))?;
     if let Verb::BootCheck { deadline_passed: true, .. } = &cli.verb {
         // Before anything else is opened: the machine is about to be restarted for not getting this far.
-        return deadline_passed(&*machine);
+        let slot = mark_deadline_passed(&*machine)?;
+        return Ok(Output {
+            text: format!("The deadline of the trial in slot {slot} has passed; the start is marked so.\n"),
+            json: serde_json::json!({ "answer": "deadline-passed", "slot": slot }),
+            reason: None,
+            changed: true,
+        });
     }
     let looks_only = matches!(
         request,
@@ -154,25 +158,6 @@ fn run(cli: &Cli) -> Result<Output, Failure> {
     let mut engine = Engine::open(&*machine, &config, &progress, !looks_only)?;
     let answer = engine.handle(request)?;
     Ok(output(&answer))
-}
-
-/// Leaves the mark that tells a missed deadline from a death.
-fn deadline_passed(machine: &dyn Machine) -> Result<Output, Failure> {
-    let running = machine.running().map_err(|e| Failure::before(host_reason(&e), e))?;
-    let mark = Mark {
-        slot: running.slot,
-        boot_id: running.boot_id,
-        root_hash: String::new(),
-        stage: Stage::DeadlinePassed,
-    };
-    mark.write(machine.state_dir()).map_err(|e| Failure::before(Reason::StateUnreadable, e))?;
-    let slot = mark.slot;
-    Ok(Output {
-        text: format!("The deadline of the trial in slot {slot} has passed; the start is marked so.\n"),
-        json: serde_json::json!({ "answer": "deadline-passed", "slot": slot }),
-        reason: None,
-        changed: true,
-    })
 }
 
 fn reach(dry_run: bool, stage: bool, reboot: bool) -> Reach {

@@ -6,6 +6,8 @@
 use rustix::fs::{Access, AtFlags, CWD, accessat};
 use switchback_bootloader::boot_state::{BootState, SlotBoot};
 use switchback_bootloader::esp::EspDir;
+use switchback_bootloader::record::BootFileKind;
+use switchback_bootloader::slot_folder;
 use switchback_bootloader::systemd_boot::look::{Look, look};
 use switchback_bootloader::systemd_boot::pe::Machine;
 use switchback_partitions::slot::Slot;
@@ -99,7 +101,7 @@ fn version(seen: &Seen<'_>, info: Option<&str>) -> Finding {
             ),
         ),
         // The firmware here is not that of the machine in an image file.
-        Some(true) if !seen.is_image() && firmware::starts_again(&seen.place.efivars(), tries) == Some(true) => {
+        Some(true) if !seen.is_image() && firmware::is_registered(&seen.place.efivars(), tries) == Some(true) => {
             subject.ok(format!("{info}: hands back when a kernel cannot be loaded, and the firmware starts it again"))
         }
         Some(true) if firmware_options => subject.note(format!(
@@ -117,7 +119,9 @@ fn version(seen: &Seen<'_>, info: Option<&str>) -> Finding {
 
 /// True when no slot has an initrd beside its kernel.
 fn unified(seen: &Seen<'_>) -> bool {
-    let beside = |dir: &dyn EspDir, slot: Slot| dir.file_bytes(&format!("switchback/{slot}/initrd"));
+    let beside = |dir: &dyn EspDir, slot: Slot| {
+        dir.file_bytes(&format!("{}/{}", slot_folder(slot), BootFileKind::Initrd.file_name()))
+    };
     seen.esp
         .as_ref()
         .is_ok_and(|esp| Slot::ALL.into_iter().all(|slot| matches!(beside(&*esp.dir, slot), Ok(None))))

@@ -156,11 +156,11 @@ impl Engine<'_> {
     /// cannot be told is no worse than before: a warning, and the update goes on.
     fn have_firmware_start_again(&self, tries: u8) {
         match self.machine.start_again(tries) {
-            Ok(StartsAgain::Registered(options)) => self.progress.say(&format!(
-                "The firmware has {options} boot options more, all to the same loader: it comes back from a kernel that \
+            Ok(StartsAgain::Registered) => self.progress.say(&format!(
+                "The firmware has {tries} boot options more, all to the same loader: it comes back from a kernel that \
                  does not load."
             )),
-            Ok(StartsAgain::NotNeeded | StartsAgain::Ready(_)) => (),
+            Ok(StartsAgain::NotNeeded | StartsAgain::Ready) => (),
             Err(error) => tracing::warn!(
                 error = chain(&error),
                 "the firmware could not be told to start the loader again; a kernel that does not load would end there"

@@ -32,6 +32,7 @@ use crate::health::{CheckResult, HealthReport};
 use crate::host::lock::InstanceLock;
 use crate::host::{Machine, make_state_dir};
 use crate::image::index::Index;
+use crate::init::stage::{Mark, Stage};
 use crate::install::{Install, InstallError, Proven, Release, Traffic};
 use crate::lifecycle::{Action, Event, Policy, State, step};
 use crate::progress::{Progress, until_stopped};
@@ -254,6 +255,15 @@ impl<'a> Engine<'a> {
     fn other(&self) -> Result<Slot, Failure> {
         Ok(self.observe()?.observation.running.other())
     }
+}
+
+/// Leaves the mark that tells a missed deadline from a death, and nothing else; returns the slot that runs.
+pub fn mark_deadline_passed(machine: &dyn Machine) -> Result<Slot, Failure> {
+    let running = machine.running().map_err(|e| Failure::before(host_reason(&e), e))?;
+    let (slot, boot_id) = (running.slot, running.boot_id);
+    let mark = Mark { slot, boot_id, root_hash: String::new(), stage: Stage::DeadlinePassed };
+    mark.write(machine.state_dir()).map_err(|e| Failure::before(Reason::StateUnreadable, e))?;
+    Ok(slot)
 }
 
 /// The reason of a host error.

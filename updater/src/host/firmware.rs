@@ -16,13 +16,13 @@ use std::io::{self, Write as _};
 use std::path::Path;
 
 use super::durable::read_bounded;
-use super::loader::LoaderSettings;
+use super::loader::{ATTRIBUTE_BYTES, LoaderSettings, units};
 
 /// `EFI_GLOBAL_VARIABLE`.
 const GLOBAL_GUID: &str = "8be4df61-93ca-11d2-aa0d-00e098032b8c";
 
 /// Kept over power cycles, seen by boot services and by the running system.
-const ATTRIBUTES: [u8; 4] = 7u32.to_le_bytes();
+const ATTRIBUTES: [u8; ATTRIBUTE_BYTES] = 7u32.to_le_bytes();
 
 /// `LOAD_OPTION_ACTIVE`: the boot manager tries it.
 const ACTIVE: u32 = 1;
@@ -30,8 +30,9 @@ const ACTIVE: u32 = 1;
 /// Longest variable read, in bytes: an option with a long path, or an order of two thousand.
 const VARIABLE_BYTES_MAX: u64 = 4096;
 
-/// Options that are read at most; firmware has room for a few dozen.
-const OPTIONS_MAX: usize = 512;
+/// Variables in the folder at most; firmware has room for a few hundred. An option that was not seen would be taken for a
+/// free number and overwritten, so that more are an error.
+const VARIABLES_MAX: usize = 4096;
 
 /// What our options are called, before their number.
 const DESCRIPTION: &str = "Switchback, start again ";
@@ -41,10 +42,10 @@ const DESCRIPTION: &str = "Switchback, start again ";
 pub enum StartsAgain {
     /// Not asked of it: the loader restarts the machine itself, or is none that is known to give up.
     NotNeeded,
-    /// It starts the loader again, by this many options.
-    Ready(u8),
+    /// It starts the loader again, once for each try.
+    Ready,
     /// The same, and some of the options were missing until now.
-    Registered(u8),
+    Registered,
 }
 
 /// What is there, read once.
@@ -64,7 +65,7 @@ struct Parts<'a> {
 }
 
 /// True when every option is there, for a loader that needs them; `None` when it needs none or nothing can be read.
-pub fn starts_again(efivars: &Path, tries: u8) -> Option<bool> {
+pub fn is_registered(efivars: &Path, tries: u8) -> Option<bool> {
     LoaderSettings::read(efivars).gives_up()?.then_some(())?;
     let options = Options::read(efivars).ok()?;
     let wanted = options.wanted(tries).ok()?;
@@ -80,7 +81,7 @@ pub fn start_again(efivars: &Path, tries: u8) -> io::Result<StartsAgain> {
     let options = Options::read(efivars)?;
     let wanted = options.wanted(tries)?;
     if options.hold(&wanted) {
-        return Ok(StartsAgain::Ready(tries));
+        return Ok(StartsAgain::Ready);
     }
     for (number, option) in &wanted {
         if options.known.get(number) != Some(option) {
@@ -90,7 +91,7 @@ pub fn start_again(efivars: &Path, tries: u8) -> io::Result<StartsAgain> {
     // Last, so that a power cut leaves options that nobody asks for yet, never an order that names what is not there.
     let order: Vec<u8> = options.order_with(&wanted).into_iter().flat_map(u16::to_le_bytes).collect();
     write(efivars, "BootOrder", &order)?;
-    Ok(StartsAgain::Registered(tries))
+    Ok(StartsAgain::Registered)
 }
 
 impl Options {
@@ -98,13 +99,13 @@ impl Options {
         let current = units(&value(efivars, "BootCurrent")?.ok_or_else(|| missing("BootCurrent"))?);
         let order = units(&value(efivars, "BootOrder")?.unwrap_or_default());
         let mut known = BTreeMap::new();
-        for entry in fs::read_dir(efivars)?.take(VARIABLE_BYTES_MAX as usize) {
-            let name = entry?.file_name();
-            let number = name.to_str().and_then(number_of);
-            if let Some(number) = number.filter(|_| known.len() < OPTIONS_MAX)
-                && let Some(option) = value(efivars, &name_of(number))?
-            {
-                known.insert(number, option);
+        for (count, entry) in fs::read_dir(efivars)?.enumerate() {
+            if count == VARIABLES_MAX {
+                return Err(io::Error::other(format!("more than {VARIABLES_MAX} variables")));
+            }
+            if let Some(number) = entry?.file_name().to_str().and_then(number_of) {
+                // One that says nothing has its number all the same.
+                known.insert(number, value(efivars, &name_of(number))?.unwrap_or_default());
             }
         }
         let current = *current.first().ok_or_else(|| missing("BootCurrent"))?;
@@ -183,10 +184,6 @@ fn parts(option: &[u8]) -> Option<Parts<'_>> {
     (!paths.is_empty()).then(|| Parts { description: String::from_utf16_lossy(&description), paths })
 }
 
-fn units(bytes: &[u8]) -> Vec<u16> {
-    bytes.chunks_exact(2).map(|pair| u16::from_le_bytes([pair[0], pair[1]])).collect()
-}
-
 fn missing(what: &str) -> io::Error {
     io::Error::new(io::ErrorKind::NotFound, format!("the firmware does not tell {what}"))
 }
@@ -198,7 +195,7 @@ fn path_of(efivars: &Path, name: &str) -> std::path::PathBuf {
 /// A variable without its attributes; `None` when there is none of that name.
 fn value(efivars: &Path, name: &str) -> io::Result<Option<Vec<u8>>> {
     let bytes = read_bounded(&path_of(efivars, name), VARIABLE_BYTES_MAX)?;
-    Ok(bytes.and_then(|bytes| bytes.get(ATTRIBUTES.len()..).map(<[u8]>::to_vec)))
+    Ok(bytes.and_then(|bytes| bytes.get(ATTRIBUTE_BYTES..).map(<[u8]>::to_vec)))
 }
 
 /// Sets a variable. efivarfs takes attributes and value in one write and hands them to the firmware as one.
@@ -259,8 +256,8 @@ mod tests {
     fn the_loader_that_started_this_system_is_started_again_once_for_each_try() {
         let dir = firmware("systemd-boot 252.39-1~deb12u2", 1, &[0, 1, 7]);
         let efivars = dir.path();
-        assert_eq!(starts_again(efivars, 3), Some(false));
-        assert_eq!(start_again(efivars, 3).unwrap(), StartsAgain::Registered(3));
+        assert_eq!(is_registered(efivars, 3), Some(false));
+        assert_eq!(start_again(efivars, 3).unwrap(), StartsAgain::Registered);
         assert_eq!(order(efivars), [0, 1, 2, 3, 4, 7], "behind what was started, before what follows it");
         for (number, description) in [(2, "start again 1"), (3, "start again 2"), (4, "start again 3")] {
             let bytes = value(efivars, &name_of(number)).unwrap().unwrap();
@@ -270,7 +267,7 @@ mod tests {
             assert_eq!(parts.paths, PATHS);
             assert!(bytes.ends_with(PATHS), "no data of another option");
         }
-        assert_eq!(starts_again(efivars, 3), Some(true));
+        assert_eq!(is_registered(efivars, 3), Some(true));
     }
 
     #[test]
@@ -289,7 +286,7 @@ mod tests {
             entries.map(|entry| entry.unwrap().metadata().unwrap().modified().unwrap()).collect()
         };
         let before = times();
-        assert_eq!(start_again(dir.path(), 2).unwrap(), StartsAgain::Ready(2));
+        assert_eq!(start_again(dir.path(), 2).unwrap(), StartsAgain::Ready);
         assert_eq!(times(), before);
         assert_eq!(order(dir.path()), [0, 2, 7, 1]);
     }
@@ -300,7 +297,7 @@ mod tests {
         start_again(dir.path(), 2).unwrap();
         assert_eq!(order(dir.path()), [1, 0, 2, 7]);
         set(dir.path(), "BootCurrent", &[2, 0]);
-        assert_eq!(start_again(dir.path(), 3).unwrap(), StartsAgain::Registered(3), "one try more");
+        assert_eq!(start_again(dir.path(), 3).unwrap(), StartsAgain::Registered, "one try more");
         assert_eq!(order(dir.path()), [1, 0, 2, 3, 7]);
 
         let dir = firmware("systemd-boot 252", 1, &[1, 7]);
@@ -314,7 +311,7 @@ mod tests {
         for loader in ["systemd-boot 260", "systemd-boot 262~rc1-1", "GRUB 2.12", "systemd-boot git"] {
             let dir = firmware(loader, 1, &[1]);
             assert_eq!(start_again(dir.path(), 3).unwrap(), StartsAgain::NotNeeded, "{loader}");
-            assert_eq!(starts_again(dir.path(), 3), None, "{loader}");
+            assert_eq!(is_registered(dir.path(), 3), None, "{loader}");
             assert_eq!(order(dir.path()), [1], "{loader}");
         }
         let nothing = tempfile::tempdir().unwrap();
@@ -340,6 +337,15 @@ mod tests {
             assert!(start_again(dir.path(), 3).is_err(), "damage {number}");
             assert_eq!((files(), order(dir.path())), (before, vec![1, 7]), "damage {number}");
         }
+    }
+
+    #[test]
+    fn the_number_of_an_option_that_says_nothing_is_not_free() {
+        let dir = firmware("systemd-boot 252", 1, &[1]);
+        let empty = path_of(dir.path(), "Boot0000");
+        fs::write(&empty, []).unwrap();
+        start_again(dir.path(), 1).unwrap();
+        assert_eq!((fs::read(&empty).unwrap(), order(dir.path())), (Vec::new(), vec![1, 2]));
     }
 
     #[test]

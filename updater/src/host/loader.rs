@@ -25,7 +25,7 @@ pub const REBOOT_ON_ERROR_SINCE: u32 = 260;
 const LOADER_GUID: &str = "4a67b082-0a4c-41cf-b6c7-440b29bb8c4f";
 
 /// Attributes before a variable's value in efivarfs, in bytes.
-const ATTRIBUTE_BYTES: usize = 4;
+pub(super) const ATTRIBUTE_BYTES: usize = 4;
 
 /// Longest variable read: paths and identifiers of a few hundred characters.
 const VARIABLE_BYTES_MAX: u64 = 4096;
@@ -121,13 +121,14 @@ fn variable(efivars: &Path, name: &str) -> Option<String> {
     let mut bytes = Vec::new();
     let file = File::open(efivars.join(format!("{name}-{LOADER_GUID}"))).ok()?;
     file.take(VARIABLE_BYTES_MAX).read_to_end(&mut bytes).ok()?;
-    let units: Vec<u16> = bytes
-        .get(ATTRIBUTE_BYTES..)?
-        .chunks_exact(2)
-        .map(|pair| u16::from_le_bytes([pair[0], pair[1]]))
-        .collect();
+    let units = units(bytes.get(ATTRIBUTE_BYTES..)?);
     let text = String::from_utf16(units.split(|unit| *unit == 0).next()?).ok()?;
     (!text.is_empty()).then_some(text)
+}
+
+/// Little-endian pairs; an odd byte at the end is left out.
+pub(super) fn units(bytes: &[u8]) -> Vec<u16> {
+    bytes.chunks_exact(2).map(|pair| u16::from_le_bytes([pair[0], pair[1]])).collect()
 }
 
 #[cfg(test)]

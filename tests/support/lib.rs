@@ -7,6 +7,7 @@ pub mod forge;
 pub mod lab;
 pub mod machine;
 pub mod page;
+pub mod power_cut;
 pub mod reader;
 pub mod scene;
 pub mod signers;

@@ -12,8 +12,9 @@ use switchback_partitions::slot::Slot;
 
 use crate::digest::Digest;
 use crate::health::CheckResult;
-use crate::host::durable;
+use crate::host::durable::read_bounded;
 use crate::host::kernel::tail;
+use crate::host::state_dir::{Folder, StateDir as _};
 use crate::reason::Why;
 
 /// The folder in the state folder.
@@ -136,11 +137,11 @@ pub fn keep(state_dir: &Path, log: StartLog) -> io::Result<()> {
             std::fs::remove_file(path)?;
         }
     }
-    let next = || {
+    let number = place.as_deref().and_then(number).unwrap_or_else(|| {
         let newest = files.last().and_then(|(path, _)| number(path)).unwrap_or(0);
-        folder.join(format!("{:010}.json", newest.saturating_add(1)))
-    };
-    durable::replace(&place.unwrap_or_else(next), &log.encode()?)
+        newest.saturating_add(1)
+    });
+    Folder::new(folder).replace(&format!("{number:010}.json"), &log.encode()?)
 }
 
 /// The logs that are kept, oldest first.
@@ -155,7 +156,7 @@ fn files(state_dir: &Path) -> Vec<(PathBuf, StartLog)> {
     paths.sort();
     let newest = paths.len().saturating_sub(LOGS_MAX);
     let read = |path: PathBuf| {
-        let bytes = durable::read_bounded(&path, LOG_BYTES_MAX as u64).ok()??;
+        let bytes = read_bounded(&path, LOG_BYTES_MAX as u64).ok()??;
         Some((path, serde_json::from_slice(&bytes).ok()?))
     };
     paths.into_iter().skip(newest).filter_map(read).collect()

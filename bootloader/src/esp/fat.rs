@@ -11,7 +11,8 @@ use std::sync::{Arc, Mutex, PoisonError};
 use fatfs::{Date, DateTime, Dir, FileSystem, FsOptions, Time, TimeProvider};
 use switchback_partitions::device::{BlockDevice, DeviceStream};
 
-use super::{EspDir, EspEntry, Space, check_count, check_limit, check_path, parent};
+use super::sectors::Sectors;
+use super::{EspDir, EspEntry, Space, check_count, check_limit, check_path, parent, unfinished_dir};
 
 /// How much of a file is copied at a time, in bytes.
 const COPY_BYTES: usize = 256 * 1024;
@@ -53,7 +54,8 @@ impl FatEsp {
     }
 
     fn look<T>(&self, work: impl FnOnce(&Fat) -> io::Result<T>) -> io::Result<T> {
-        self.look_through(Stream::new(self.device.clone()), work)
+        // What unmounting would write without a change is not written.
+        self.look_through(Stream::new(Arc::new(Sectors::new(self.device.clone()))), work)
     }
 
     fn look_through<T>(&self, stream: Stream, work: impl FnOnce(&Fat) -> io::Result<T>) -> io::Result<T> {
@@ -75,24 +77,36 @@ impl FatEsp {
             folder.iter().next().transpose()?;
             seen.get().ok_or_else(|| io::ErrorKind::InvalidData.into())
         })?;
-        let mut stream = Stream::new(self.device.clone());
+        let sectors = Arc::new(Sectors::new(self.device.clone()));
+        let mut stream = Stream::new(sectors.clone());
         let mut entries = [0; 4 * DIR_ENTRY_BYTES];
         stream.seek(io::SeekFrom::Start(at))?;
         stream.read_exact(&mut entries)?;
         let Some(entries) = dots_without_long_names(entries, parent(dir).is_empty()) else { return Ok(()) };
         stream.seek(io::SeekFrom::Start(at))?;
         stream.write_all(&entries)?;
-        self.device.flush()
+        sectors.commit(true)
     }
 
-    fn change<T>(&self, work: impl FnOnce(&Fat) -> io::Result<T>) -> io::Result<T> {
-        let result = self.look(|fat| {
+    /// Content may reach the medium in any order: nothing has its final name yet.
+    fn write<T>(&self, work: impl FnOnce(&Fat) -> io::Result<T>) -> io::Result<T> {
+        self.change(false, work)
+    }
+
+    /// Names change one sector after the other, as `fatfs` does it: the new one comes before the old one goes.
+    fn change_names<T>(&self, work: impl FnOnce(&Fat) -> io::Result<T>) -> io::Result<T> {
+        self.change(true, work)
+    }
+
+    fn change<T>(&self, in_order: bool, work: impl FnOnce(&Fat) -> io::Result<T>) -> io::Result<T> {
+        let sectors = Arc::new(Sectors::new(self.device.clone()));
+        let result = self.look_through(Stream::new(sectors.clone()), |fat| {
             // Counts the free clusters where the stored count is unknown: fatfs then keeps it right.
             fat.stats()?;
             work(fat)
         });
         // After a failure too: what was done before it (a name removed, a cluster taken) must not be half known.
-        self.device.flush()?;
+        sectors.commit(in_order)?;
         result
     }
 }
@@ -134,7 +148,7 @@ impl EspDir for FatEsp {
 
     fn write_tmp(&self, path: &str, source: &mut dyn Read) -> io::Result<u64> {
         check_path(path)?;
-        self.change(|fat| {
+        self.write(|fat| {
             let mut file = fat.root_dir().create_file(path)?;
             file.truncate()?;
             let bytes = copy(source, &mut file)?;
@@ -151,7 +165,7 @@ impl EspDir for FatEsp {
     fn rename(&self, from: &str, to: &str) -> io::Result<()> {
         check_path(from)?;
         check_path(to)?;
-        self.change(|fat| {
+        self.change_names(|fat| {
             let root = fat.root_dir();
             // fatfs refuses to replace; the mounted file system does it.
             if !same_name(from, to) && root.open_file(to).is_ok() && root.open_file(from).is_ok() {
@@ -163,7 +177,7 @@ impl EspDir for FatEsp {
 
     fn remove(&self, path: &str) -> io::Result<()> {
         check_path(path)?;
-        self.change(|fat| fat.root_dir().remove(path))
+        self.change_names(|fat| fat.root_dir().remove(path))
     }
 
     fn fsync_dir(&self, dir: &str) -> io::Result<()> {
@@ -179,11 +193,13 @@ impl EspDir for FatEsp {
             path = if above.is_empty() { part.to_string() } else { format!("{above}/{part}") };
             let exists = self.list(&above)?.iter().any(|entry| entry.is_dir && same_name(&entry.name, part));
             if !exists {
-                self.change(|fat| {
-                    fat.root_dir().create_dir(&path)?;
+                let unfinished = unfinished_dir(self, &above, &path)?;
+                self.change_names(|fat| {
+                    fat.root_dir().create_dir(&unfinished)?;
                     Ok(())
                 })?;
-                self.repair_dot_entries(&path)?;
+                self.repair_dot_entries(&unfinished)?;
+                self.rename(&unfinished, &path)?;
             }
         }
         Ok(())

@@ -7,6 +7,7 @@ use std::io;
 
 mod fat;
 mod mounted;
+mod sectors;
 
 pub use fat::FatEsp;
 pub use mounted::MountedEsp;
@@ -79,6 +80,19 @@ pub trait EspDir: Send + Sync {
         self.read_into(path, limit, &mut bytes)?;
         Ok(bytes)
     }
+}
+
+/// A free name beside `path`, under which a directory is made before it gets its own: a power cut may leave a directory
+/// whose clusters hold whatever lay there before, and every later install into it would fail.
+fn unfinished_dir(esp: &dyn EspDir, above: &str, path: &str) -> io::Result<String> {
+    let taken = esp.list(above)?;
+    let names = (0..LIST_MAX).map(|number| format!("{path}.{number:03}"));
+    let is_free = |name: &String| {
+        let last = name.rsplit('/').next().unwrap_or(name);
+        !taken.iter().any(|entry| entry.name.eq_ignore_ascii_case(last))
+    };
+    let mut free = names.filter(is_free);
+    free.next().ok_or_else(|| io::Error::other(format!("no name is free beside `{path}`")))
 }
 
 /// Refuses a path that leaves the file system or that FAT cannot hold: entries written by others name paths too.

@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 use nix::fcntl::{PosixFadviseAdvice, posix_fadvise};
 use nix::sys::statvfs::statvfs;
 
-use super::{EspDir, EspEntry, Space, check_count, check_limit, check_path};
+use super::{EspDir, EspEntry, Space, check_count, check_limit, check_path, unfinished_dir};
 
 /// A boot partition that the kernel has mounted.
 #[derive(Debug)]
@@ -96,11 +96,15 @@ impl EspDir for MountedEsp {
         let parts: Vec<&str> = dir.split('/').collect();
         for depth in 1..=parts.len() {
             let (parent, path) = (parts[..depth - 1].join("/"), parts[..depth].join("/"));
-            match fs::create_dir(self.path(&path)?) {
-                Ok(()) => self.fsync_dir(&parent)?,
-                Err(e) if e.kind() == io::ErrorKind::AlreadyExists => {}
-                Err(e) => return Err(e),
+            if self.path(&path)?.is_dir() {
+                continue;
             }
+            let unfinished = unfinished_dir(self, &parent, &path)?;
+            fs::create_dir(self.path(&unfinished)?)?;
+            self.fsync_dir(&unfinished)?;
+            self.fsync_dir(&parent)?;
+            fs::rename(self.path(&unfinished)?, self.path(&path)?)?;
+            self.fsync_dir(&parent)?;
         }
         Ok(())
     }

@@ -288,7 +288,10 @@ impl Bootloader for SystemdBoot {
         slot_files::verify(&*self.esp, slot, files)?;
         let text = entry_text(slot, files)?;
         let catalogue = self.load()?;
-        let file = newest(&catalogue, slot)?;
+        let Some(file) = catalogue.ours_of(slot).next() else {
+            let (file, expected) = ("boot entry".to_string(), "one".to_string());
+            return Err(BootError::Mismatch { slot, file, expected, found: "none".into() });
+        };
         let expected = text.render(file.name.generation);
         let found = self.entry_of(file)?;
         if found == expected.as_bytes() {

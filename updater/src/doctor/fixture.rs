@@ -21,6 +21,7 @@ use super::{Finding, Place, Report, examine};
 use crate::digest::Digest;
 use crate::facts::{Fact, Facts};
 use crate::host::loader::fixture::set;
+use crate::host::state_dir::Folder;
 use crate::host::sysfs::{DeviceNumber, fixture};
 use crate::install::contract::CONTRACT_PATH;
 
@@ -263,7 +264,7 @@ impl Model {
             fs::create_dir(dir.path().join(folder)).unwrap();
         }
         let layout = disk(&dir.path().join("dev/vda"));
-        let mut facts = Facts::open(&dir.path().join("state")).unwrap();
+        let mut facts = Facts::open(&Folder::new(dir.path().join("state"))).unwrap();
         facts.add(&Fact::Released(Digest::of(b"")), 1).unwrap();
         facts.add(&mark(), 1).unwrap();
         let files = MODELLED.map(|path| {

@@ -12,6 +12,7 @@ use super::place::{Running, Seen};
 use crate::engine::answers::Content;
 use crate::engine::{Fault, Held, Look, chain, source};
 use crate::host::loader::LoaderEvidence;
+use crate::host::state_dir::Folder;
 use crate::host::{backend, witness};
 use crate::reason::Reason;
 
@@ -113,7 +114,7 @@ fn contents(seen: &Seen<'_>) -> Vec<Finding> {
         boot,
         running: seen.running.as_ref().ok().map(|running| running.slot),
         layout: seen.layout.as_ref().ok().map(|(_, layout)| layout),
-        state_dir: &seen.config.machine.state_dir,
+        state_dir: &Folder::new(&seen.config.machine.state_dir),
         trust: Some(&policy),
     };
     Slot::ALL.into_iter().map(|slot| content(slot, &look)).collect()

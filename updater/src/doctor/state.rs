@@ -14,6 +14,7 @@ use super::finding::{Finding, Group};
 use super::place::Seen;
 use crate::facts::state_file::{self, Loaded, STATE_FILE};
 use crate::facts::{self, COPY_BYTES, CopyState};
+use crate::host::state_dir::Folder;
 use crate::host::sysfs::DeviceNumber;
 
 /// What both copies of the facts, the journal and the marks take at most.
@@ -103,7 +104,7 @@ fn room(seen: &Seen<'_>, folder: &Path) -> Finding {
 
 fn copies(folder: &Path) -> Finding {
     let subject = Group::State.at("facts", folder.join("facts-1, facts-2").display());
-    let copies = facts::look(folder);
+    let copies = facts::look(&Folder::new(folder));
     let words: Vec<String> = copies
         .iter()
         .map(|(path, state)| {
@@ -139,7 +140,7 @@ fn copies(folder: &Path) -> Finding {
 /// Only a state file that cannot be used is worth a line.
 fn life(folder: &Path) -> Option<Finding> {
     let subject = Group::State.at("state-file", folder.join(STATE_FILE).display());
-    match state_file::load(folder) {
+    match state_file::load(&Folder::new(folder)) {
         Loaded::Found(_) | Loaded::Missing => None,
         Loaded::Unreadable(why) => Some(subject.warning(
             format!("cannot be used: {why}"),

@@ -12,7 +12,7 @@ use switchback_partitions::inactive_slot::InactiveSlot;
 use switchback_partitions::layout::DiskLayout;
 use switchback_partitions::slot::{RunningSlot, Slot};
 
-use super::observe::now;
+use super::observe::moment;
 use super::{Candidate, Engine, Failure, NOTHING_CHANGED, RUNNING_UNTOUCHED, chain, host_reason};
 use crate::facts::Fact;
 use crate::host::firmware::StartsAgain;
@@ -25,7 +25,7 @@ use crate::reason::{Reason, Why};
 /// A failure as `step` gets it, and as the person gets it.
 type Failed = (Why, &'static str);
 
-impl Engine<'_> {
+impl<'a> Engine<'a> {
     pub(super) fn act(&mut self, action: Action) -> Result<Event, Failure> {
         let event = match action {
             Action::Install { release, slot } => match self.install(&release, slot) {
@@ -149,7 +149,7 @@ impl Engine<'_> {
         self.have_firmware_start_again(tries);
         proven.arm(tries).map_err(after)?;
         self.run.armed = true;
-        Ok(now(self.boot_id()?))
+        Ok(moment(self.machine, self.boot_id()?))
     }
 
     /// Some loaders hand back to the firmware when a kernel does not load. That is rare, and a machine whose firmware
@@ -180,7 +180,7 @@ impl Engine<'_> {
     }
 
     /// The slot as something that can be written: only possible while the running slot is another and confirmed.
-    fn target(&self, slot: Slot) -> Result<Target, Failed> {
+    fn target(&self, slot: Slot) -> Result<Target<'a>, Failed> {
         let host =
             |error: crate::host::HostError| (Why::new(host_reason(&error), chain(&error)), NOTHING_CHANGED);
         let disk = self.machine.disk().map_err(host)?;
@@ -200,17 +200,17 @@ impl Engine<'_> {
         if opened.slot() != slot {
             return Err((Why::new(Reason::Internal, format!("slot {slot} is running")), NOTHING_CHANGED));
         }
-        Ok(Target { slot: opened, bootloader, state_dir: self.machine.state_dir().to_path_buf() })
+        Ok(Target { slot: opened, bootloader, state_dir: self.machine.state_dir() })
     }
 
-    fn fits(&self, release: &Release, target: &Target) -> Result<(), InstallError> {
+    fn fits(&self, release: &Release, target: &Target<'_>) -> Result<(), InstallError> {
         let offer = Offer {
             slot: target.slot.slot(),
             root_bytes: target.slot.root().len(),
             verity_bytes: target.slot.verity().len(),
             ram_bytes: self.machine.ram_bytes(),
             bootloader: &*target.bootloader,
-            state_dir: &target.state_dir,
+            state_dir: target.state_dir.path(),
         };
         preflight(release, &offer)
     }
@@ -268,7 +268,7 @@ impl Engine<'_> {
     }
 
     fn record(&mut self, outcome: &Outcome) -> Event {
-        match self.facts.add(&Fact::Outcome(outcome.clone()), now(String::new()).unix_secs) {
+        match self.facts.add(&Fact::Outcome(outcome.clone()), self.machine.clock().unix_secs) {
             Ok(()) => Event::Recorded,
             Err(error) => Event::RecordFailed(Why::new(Reason::StateUnreadable, chain(&error))),
         }

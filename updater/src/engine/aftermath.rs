@@ -51,7 +51,7 @@ impl Engine<'_> {
             journal: self.journal("0", seen),
             ..self.blank_log(failed)
         };
-        if let Err(error) = logs::keep(self.machine.state_dir(), log) {
+        if let Err(error) = logs::keep(self.machine.state_dir().path(), log) {
             tracing::warn!(%error, "the log of the failed trial could not be kept");
         }
     }

@@ -171,7 +171,7 @@ impl Engine<'_> {
     }
 
     fn newest(&self, limit: usize) -> Vec<HistoryEntry> {
-        let logs = logs::all(self.machine.state_dir());
+        let logs = logs::all(self.machine.state_dir().path());
         let lines = self.facts.history().iter();
         let entries: Vec<HistoryEntry> = lines.map(|entry| history_entry(entry, &logs)).collect();
         let skip = entries.len().saturating_sub(limit);
@@ -179,7 +179,7 @@ impl Engine<'_> {
     }
 
     pub(super) fn logs(&self, release: Option<&str>) -> Logs {
-        let mut logs = logs::all(self.machine.state_dir());
+        let mut logs = logs::all(self.machine.state_dir().path());
         logs.retain(|log| release.is_none_or(|release| log.is(release)));
         Logs { logs }
     }

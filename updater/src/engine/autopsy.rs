@@ -5,9 +5,10 @@
 //! their words are kept.
 
 use switchback_bootloader::boot_state::SlotBoot;
+use switchback_partitions::slot::Slot;
 
+use super::Engine;
 use super::observe::Seen;
-use super::{Engine, observe};
 use crate::host::kernel::{CrashRecord, tail};
 use crate::lifecycle::{Outcome, Stage, Verdict};
 use crate::logs::{self, StartLog, TEXT_BYTES_MAX};
@@ -87,7 +88,9 @@ impl Engine<'_> {
             return autopsy.bury();
         }
         // Kept already, and the power went before the record was removed; or it cannot be.
-        if !crash.is_empty() && logs::all(self.machine.state_dir()).iter().any(|log| log.crash == crash) {
+        if !crash.is_empty()
+            && logs::all(self.machine.state_dir().path()).iter().any(|log| log.crash == crash)
+        {
             return autopsy.bury();
         }
         // The verdict's own log knows more than the journal that was left on the way down.
@@ -99,12 +102,12 @@ impl Engine<'_> {
                 let release = seen.observation.running_release();
                 let version = release.map(|release| release.version.clone()).unwrap_or_default();
                 let digest = release.map(|release| release.digest);
-                let mut log = blank(slot);
+                let mut log = self.new_log(slot);
                 (log.version, log.digest, log.crash) = (version, digest, crash);
                 log
             }
         };
-        match logs::keep(self.machine.state_dir(), log) {
+        match logs::keep(self.machine.state_dir().path(), log) {
             Ok(()) => autopsy.bury(),
             Err(error) => tracing::warn!(%error, "the log of the dead start could not be kept"),
         }
@@ -112,7 +115,7 @@ impl Engine<'_> {
 
     /// The log of this outcome that is kept already.
     pub(super) fn log_of(&self, outcome: &Outcome) -> Option<StartLog> {
-        logs::all(self.machine.state_dir()).into_iter().find(|log| log.outcome == Some(outcome.seq))
+        logs::all(self.machine.state_dir().path()).into_iter().find(|log| log.outcome == Some(outcome.seq))
     }
 
     /// A log of this outcome with nothing in it yet.
@@ -123,13 +126,11 @@ impl Engine<'_> {
             version: release.map(|release| release.version.clone()).unwrap_or_default(),
             digest: release.map(|release| release.digest),
             why: outcome.why.clone(),
-            ..blank(outcome.slot)
+            ..self.new_log(outcome.slot)
         }
     }
-}
 
-fn blank(slot: switchback_partitions::slot::Slot) -> StartLog {
-    let now = observe::now(String::new()).unix_secs;
-    let at = i64::try_from(now).ok().and_then(|secs| jiff::Timestamp::from_second(secs).ok());
-    StartLog::blank(slot, at.unwrap_or_default())
+    fn new_log(&self, slot: Slot) -> StartLog {
+        StartLog::blank(slot, self.machine.clock().timestamp())
+    }
 }

@@ -9,12 +9,13 @@ use std::time::Duration;
 use rustix::fs::{Access, AtFlags, CWD, accessat};
 
 use super::{Engine, chain, source};
-use crate::host::durable;
 use crate::registry::reference::{Reference, Source};
 use crate::registry::{self, MANIFEST_BYTES_MAX, Patience, Registry, RegistryAccess, RegistryError};
 
 /// Which registry the last release came from: one line in the state folder.
 const REACHED: &str = "registry-reached";
+/// Written and removed again, to see whether that can be done.
+const PROBE: &str = "can-write";
 /// Bound of that file in bytes: longer than any reference.
 const REACHED_BYTES_MAX: u64 = 4096;
 /// How long the registry is asked again: after a start the network comes up late.
@@ -41,14 +42,13 @@ impl Engine<'_> {
     /// changed there is no folder yet; then it is enough that it could be made.
     fn can_write(&self) -> std::io::Result<()> {
         let folder = self.machine.state_dir();
-        if !folder.exists() {
-            let above = folder.ancestors().find(|above| above.is_dir());
+        if !folder.path().exists() {
+            let above = folder.path().ancestors().find(|above| above.is_dir());
             let above = above.filter(|above| !above.as_os_str().is_empty()).unwrap_or(Path::new("."));
             return Ok(accessat(CWD, above, Access::WRITE_OK | Access::EXEC_OK, AtFlags::EACCESS)?);
         }
-        let probe = folder.join("can-write");
-        durable::replace(&probe, b"yes\n")?;
-        std::fs::remove_file(&probe)
+        folder.replace(PROBE, b"yes\n")?;
+        folder.remove(PROBE)
     }
 
     /// Remembers that a release came from `registry`, when that is the configured one.
@@ -56,8 +56,7 @@ impl Engine<'_> {
         let place = registry.place();
         if self.configured_registry().is_some_and(|(_, configured)| configured.place() == place)
             && self.reached() != Some(place.clone())
-            && let Err(error) =
-                durable::replace(&self.machine.state_dir().join(REACHED), format!("{place}\n").as_bytes())
+            && let Err(error) = self.machine.state_dir().replace(REACHED, format!("{place}\n").as_bytes())
         {
             tracing::warn!(%error, "that the registry was reached could not be written down");
         }
@@ -98,7 +97,7 @@ impl Engine<'_> {
     }
 
     fn reached(&self) -> Option<String> {
-        let bytes = durable::read_bounded(&self.machine.state_dir().join(REACHED), REACHED_BYTES_MAX);
+        let bytes = self.machine.state_dir().read(REACHED, REACHED_BYTES_MAX);
         Some(String::from_utf8(bytes.ok()??).ok()?.trim_end().to_owned())
     }
 }

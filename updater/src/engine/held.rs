@@ -3,8 +3,6 @@
 //! Not here: the bytes of its partitions (`scrub`). Rule: `status`, `doctor` and `verify` share this one look. Only a slot
 //! without any document, on which nothing counts, is empty; what an install left unfinished is never called damaged.
 
-use std::path::Path;
-
 use switchback_bootloader::boot_state::{BootState, SlotBoot};
 use switchback_bootloader::record::Bootloader;
 use switchback_partitions::layout::{Completeness, DiskLayout};
@@ -13,6 +11,7 @@ use switchback_partitions::slot::Slot;
 use super::answers::Content;
 use super::chain;
 use crate::facts::state_file;
+use crate::host::state_dir::StateDir;
 use crate::install::{InstallError, PASSPORT, Passport, Release, boot_files_of};
 use crate::lifecycle::Phase;
 use crate::trust::Policy;
@@ -52,7 +51,7 @@ pub(crate) struct Look<'a> {
     /// The disk's layout, when it can be read.
     pub layout: Option<&'a DiskLayout>,
     /// Where the state file lies.
-    pub state_dir: &'a Path,
+    pub state_dir: &'a dyn StateDir,
     /// Whose signatures count; without it a slot's content is not known.
     pub trust: Option<&'a Policy>,
 }
@@ -66,7 +65,13 @@ impl Look<'_> {
         let unfinished = !self.is_counted_on(slot)
             && (partial || (held.fault.is_some() && being_installed(self.state_dir) == Some(slot)));
         match unfinished {
-            true => Held { content: Content::HalfWritten, fault: None, ..held },
+            // Documents and boot files are written before the entry: a release that misses something is not there, or it
+            // would be "already there" and could never be armed.
+            true => Held {
+                content: Content::HalfWritten,
+                release: held.release.filter(|_| held.fault.is_none()),
+                fault: None,
+            },
             false => held,
         }
     }
@@ -118,7 +123,7 @@ impl Look<'_> {
 }
 
 /// The slot that an update writes, or wrote when it was cut off. Read anew for each look: it may begin meanwhile.
-fn being_installed(state_dir: &Path) -> Option<Slot> {
+fn being_installed(state_dir: &dyn StateDir) -> Option<Slot> {
     match state_file::load(state_dir).into_state().phase {
         Phase::Installing { slot, .. } => Some(slot),
         _ => None,
@@ -143,11 +148,13 @@ mod tests {
 
     use super::*;
     use crate::digest::Digest;
+    use crate::host::state_dir::Folder;
     use crate::lifecycle::{self, Goal, Purpose, State};
 
     struct Scene {
         esp: tempfile::TempDir,
-        state: tempfile::TempDir,
+        state: Folder,
+        _state: tempfile::TempDir,
         loader: SystemdBoot,
     }
 
@@ -159,7 +166,8 @@ mod tests {
             std::fs::create_dir_all(&folder).unwrap();
             documents.iter().for_each(|name| std::fs::write(folder.join(name), "{}").unwrap());
             let loader = SystemdBoot::new(Arc::new(MountedEsp::new(esp.path())), pe::Machine::host());
-            Scene { esp, state: tempfile::tempdir().unwrap(), loader }
+            let state = tempfile::tempdir().unwrap();
+            Scene { esp, state: Folder::new(state.path()), _state: state, loader }
         }
 
         /// What is seen of slot b: its content, and what is wrong.
@@ -169,7 +177,7 @@ mod tests {
                 boot: BootState { slots: [SlotBoot::Good, boot], wanted: Slot::A },
                 running,
                 layout: None,
-                state_dir: self.state.path(),
+                state_dir: &self.state,
                 trust: None,
             };
             let held = look.at(Slot::B);
@@ -182,7 +190,7 @@ mod tests {
                 lifecycle::Release { digest: Digest::of(b""), version: "1".into(), security_version: 0 };
             let (purpose, goal) = (Purpose::Update, Goal::Trial);
             let phase = Phase::Installing { release, slot: Slot::B, purpose, goal };
-            state_file::store(self.state.path(), &State { phase, ..State::default() }).unwrap();
+            state_file::store(&self.state, &State { phase, ..State::default() }).unwrap();
         }
     }
 

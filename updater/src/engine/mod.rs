@@ -99,7 +99,7 @@ pub struct Engine<'a> {
     /// Held until the end; `None` for requests that only look.
     _lock: Option<InstanceLock>,
     /// What this run did so far.
-    run: Run,
+    run: Run<'a>,
 }
 
 /// A release that an order is about, accepted by trust.
@@ -112,11 +112,11 @@ struct Candidate {
 
 /// What one run of the loop gathered, for the answer.
 #[derive(Default)]
-struct Run {
+struct Run<'a> {
     /// The release that an order is about.
     candidate: Option<Candidate>,
     /// Read back in this run, so that arming need not read it back again.
-    proven: Option<Install<Proven>>,
+    proven: Option<Install<'a, Proven>>,
     traffic: Traffic,
     health: Option<HealthReport>,
     /// What the image's scripts for after the verdict made of it.
@@ -157,7 +157,7 @@ impl<'a> Engine<'a> {
         let lock = match exclusive {
             true => {
                 make_state_dir(machine).map_err(host)?;
-                Some(InstanceLock::take(machine.state_dir()).map_err(host)?)
+                Some(InstanceLock::take(machine.state_dir().path()).map_err(host)?)
             }
             false => None,
         };

@@ -11,6 +11,7 @@ use super::held::{Fault, Look};
 use super::{Failure, host_reason};
 use crate::facts::Facts;
 use crate::host::Machine;
+use crate::host::clock::Clock;
 use crate::init::stage::{self, Mark};
 use crate::install::Release;
 use crate::lifecycle::{self, Moment, Observation, Stage};
@@ -79,7 +80,7 @@ pub fn observe(
         running: witness.slot,
         boot,
         slots: [0, 1].map(|index| releases[index].as_ref().map(summary)),
-        now: now(witness.boot_id),
+        now: moment(machine, witness.boot_id),
         known,
     };
     let evidence = witness.evidence;
@@ -96,10 +97,7 @@ pub fn summary(release: &Release) -> lifecycle::Release {
 }
 
 /// The moment, in this boot.
-pub fn now(boot_id: String) -> Moment {
-    let unix_secs = u64::try_from(jiff::Timestamp::now().as_second()).unwrap_or(0);
-    // CLOCK_BOOTTIME never jumps and counts a suspended machine's time too.
-    let uptime_secs = nix::time::clock_gettime(nix::time::ClockId::CLOCK_BOOTTIME)
-        .map_or(0, |time| u64::try_from(time.tv_sec()).unwrap_or(0));
+pub fn moment(machine: &dyn Machine, boot_id: String) -> Moment {
+    let Clock { uptime_secs, unix_secs } = machine.clock();
     Moment { boot_id, uptime_secs, unix_secs }
 }

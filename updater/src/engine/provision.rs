@@ -21,6 +21,7 @@ use switchback_partitions::slot::{RunningSlot, Slot};
 use super::source::{open, policy_of, resolve};
 use super::{Failure, NOTHING_CHANGED};
 use crate::host::durable::read_bounded;
+use crate::host::state_dir::Folder;
 use crate::install::{Install, InstallError, Release, ReleaseName, Target, Traffic};
 use crate::progress::Progress;
 use crate::reason::{Reason, Why};
@@ -112,7 +113,8 @@ pub fn provision(wish: &Wish, progress: &dyn Progress) -> Result<Provisioned, Fa
     let slot =
         InactiveSlot::open(disk, &layout, running).map_err(|e| Failure::before(Reason::SlotInUse, e))?;
     let state = tempfile::tempdir().map_err(io)?;
-    let target = Target { slot, bootloader: bootloader.clone(), state_dir: state.path().to_path_buf() };
+    let state_dir = Folder::new(state.path());
+    let target = Target { slot, bootloader: bootloader.clone(), state_dir: &state_dir };
     answer.traffic = Install::clear(release, target)
         .and_then(|cleared| cleared.write(&*registry, &indexes, runtime.handle(), progress))
         .and_then(|written| written.prove(progress))

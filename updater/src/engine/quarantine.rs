@@ -3,7 +3,6 @@
 //! Not here: how a release gets on the list (`lifecycle`). Rule: only an operator takes one off it, and the history says so.
 
 use super::answers::{Answer, Quarantine, Quarantined};
-use super::observe::now;
 use super::{Engine, Failure};
 use crate::digest::Digest;
 use crate::facts::Fact;
@@ -18,7 +17,7 @@ impl Engine<'_> {
             && let Some(digest) = self.quarantined(name)?
         {
             released = self.listed().into_iter().find(|entry| entry.digest == digest);
-            let at = now(String::new()).unix_secs;
+            let at = self.machine.clock().unix_secs;
             let added = self.facts.add(&Fact::Released(digest), at);
             added.map_err(|e| Failure::before(e.reason(), e))?;
         }

@@ -2,114 +2,92 @@
 //!
 //! Rule: only an absent or too short file is ever extended; existing bytes change through `write_at` alone.
 
-use std::fs::{File, OpenOptions};
 use std::io;
-use std::os::unix::fs::FileExt;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use super::format::Image;
 use super::{COPY_BYTES, CopyState, FactsError, Store};
+use crate::host::state_dir::StateDir;
 
 const NAMES: [&str; 2] = ["facts-1", "facts-2"];
+/// The most that is read of a copy, in bytes: a later version may reserve more.
+const COPY_BYTES_MAX: u64 = 4 * COPY_BYTES;
 
 /// Opens or makes both files.
-pub(super) fn open(folder: &Path) -> Result<[FileStore; 2], FactsError> {
+pub(super) fn open(folder: &dyn StateDir) -> Result<[Box<dyn Store>; 2], FactsError> {
     let mut made = false;
     let mut store = |name: &str| {
-        let path = folder.join(name);
-        let (file, extended) = reserve(&path)?;
+        let (store, extended) = reserve(folder, name)?;
         made |= extended;
-        Ok(FileStore(file))
+        Ok(store)
     };
     let stores = [store(NAMES[0])?, store(NAMES[1])?];
     if made {
-        let synced = File::open(folder).and_then(|folder| folder.sync_all());
-        synced.map_err(|source| failed("flushing the folder", folder, source))?;
+        folder.sync_folder().map_err(|source| FactsError::Io {
+            doing: "flushing the folder",
+            path: folder.path().to_path_buf(),
+            source,
+        })?;
     }
     Ok(stores)
 }
 
 /// Both files as they are, for reading only; makes nothing. One that is absent reads as one that nobody wrote to yet.
-pub(super) fn read(folder: &Path) -> Result<[LookOnly; 2], FactsError> {
+pub(super) fn read(folder: &dyn StateDir) -> Result<[LookOnly; 2], FactsError> {
     let store = |name: &str| {
-        let path = folder.join(name);
-        match File::open(&path) {
-            Ok(file) => Ok(LookOnly(Some(file))),
-            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(LookOnly(None)),
-            Err(source) => Err(failed("opening", &path, source)),
-        }
+        let bytes = folder.read(name, COPY_BYTES_MAX).map_err(failed(folder, "opening", name))?;
+        Ok(LookOnly(bytes.unwrap_or_default()))
     };
     Ok([store(NAMES[0])?, store(NAMES[1])?])
 }
 
 /// What each copy reads as. Opens for reading only and makes nothing.
-pub(super) fn look(folder: &Path) -> [(PathBuf, CopyState); 2] {
+pub(super) fn look(folder: &dyn StateDir) -> [(PathBuf, CopyState); 2] {
     NAMES.map(|name| {
-        let path = folder.join(name);
-        let state = match File::open(&path) {
-            Ok(file) => CopyState::of(&Image::read(&FileStore(file))),
-            Err(error) if error.kind() == io::ErrorKind::NotFound => CopyState::Absent,
+        let state = match folder.read(name, COPY_BYTES_MAX) {
+            Ok(Some(bytes)) => CopyState::of(&Image::read(&LookOnly(bytes))),
+            Ok(None) => CopyState::Absent,
             Err(error) => CopyState::Unreadable(error.to_string()),
         };
-        (path, state)
+        (folder.path().join(name), state)
     })
 }
 
-fn failed(doing: &'static str, path: &Path, source: io::Error) -> FactsError {
-    FactsError::Io { doing, path: PathBuf::from(path), source }
+fn failed(folder: &dyn StateDir, doing: &'static str, name: &str) -> impl FnOnce(io::Error) -> FactsError {
+    let path = folder.path().join(name);
+    move |source| FactsError::Io { doing, path, source }
 }
 
-/// The file with all of its space, and whether it had to be made or extended. Read-only where nothing else is
-/// allowed, so that `status` works for everyone.
-fn reserve(path: &Path) -> Result<(File, bool), FactsError> {
-    let writable = OpenOptions::new().read(true).write(true).create(true).truncate(false).open(path);
-    let file = match writable {
-        Ok(file) => file,
-        Err(error)
-            if matches!(
-                error.kind(),
-                io::ErrorKind::PermissionDenied | io::ErrorKind::ReadOnlyFilesystem
-            ) =>
-        {
-            let file = File::open(path).map_err(|source| failed("opening", path, source))?;
-            return Ok((file, false));
-        }
-        Err(source) => return Err(failed("opening", path, source)),
+/// The file with all of its space, and whether it had to be made or extended. As it is where it may only be read, so
+/// that `status` works for everyone.
+fn reserve(folder: &dyn StateDir, name: &str) -> Result<(Box<dyn Store>, bool), FactsError> {
+    let failed = |doing| failed(folder, doing, name);
+    let found = folder.open(name).map_err(failed("opening"))?;
+    let len = match &found {
+        Some(store) => store.len().map_err(failed("reading the size of"))?,
+        None => 0,
     };
-    let len = file.metadata().map_err(|source| failed("reading the size of", path, source))?.len();
-    if len >= COPY_BYTES {
-        return Ok((file, false));
+    if let Some(store) = found {
+        if len >= COPY_BYTES {
+            return Ok((store, false));
+        }
+        let zeros = vec![0; (COPY_BYTES - len) as usize];
+        return match store.write_at(len, &zeros).and_then(|()| store.flush()) {
+            Err(error) if error.kind() == io::ErrorKind::PermissionDenied => Ok((store, false)),
+            Err(source) => Err(failed("reserving space for")(source)),
+            Ok(()) => Ok((store, true)),
+        };
     }
     // Written, not only declared: a hole would need space later, when there may be none.
-    let zeros = vec![0; (COPY_BYTES - len) as usize];
-    let reserved = file.write_all_at(&zeros, len).and_then(|()| file.sync_all());
-    reserved.map_err(|source| failed("reserving space for", path, source))?;
-    Ok((file, true))
-}
-
-/// One copy as a file.
-pub(super) struct FileStore(File);
-
-impl Store for FileStore {
-    fn len(&self) -> io::Result<u64> {
-        Ok(self.0.metadata()?.len())
-    }
-
-    fn read_at(&self, offset: u64, buffer: &mut [u8]) -> io::Result<()> {
-        self.0.read_exact_at(buffer, offset)
-    }
-
-    fn write_at(&self, offset: u64, data: &[u8]) -> io::Result<()> {
-        self.0.write_all_at(data, offset)
-    }
-
-    fn flush(&self) -> io::Result<()> {
-        self.0.sync_data()
-    }
+    let reserved = folder.write(name, &vec![0; COPY_BYTES as usize]).and_then(|()| folder.sync(name));
+    reserved.map_err(failed("reserving space for"))?;
+    let store = folder.open(name).map_err(failed("opening"))?;
+    let store = store.ok_or(io::ErrorKind::NotFound.into()).map_err(failed("opening"))?;
+    Ok((store, true))
 }
 
 /// One copy for those who only look. What is not there yet reads as the zeros that a writer would reserve.
-pub(super) struct LookOnly(Option<File>);
+pub(super) struct LookOnly(Vec<u8>);
 
 impl Store for LookOnly {
     fn len(&self) -> io::Result<u64> {
@@ -117,18 +95,10 @@ impl Store for LookOnly {
     }
 
     fn read_at(&self, offset: u64, buffer: &mut [u8]) -> io::Result<()> {
-        let mut filled = 0;
-        if let Some(file) = &self.0 {
-            while filled < buffer.len() {
-                match file.read_at(&mut buffer[filled..], offset + filled as u64) {
-                    Ok(0) => break,
-                    Ok(count) => filled += count,
-                    Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                    Err(error) => return Err(error),
-                }
-            }
-        }
-        buffer[filled..].fill(0);
+        let from = self.0.get(offset as usize..).unwrap_or_default();
+        let there = from.len().min(buffer.len());
+        buffer[..there].copy_from_slice(&from[..there]);
+        buffer[there..].fill(0);
         Ok(())
     }
 

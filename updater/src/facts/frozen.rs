@@ -5,6 +5,7 @@
 //! code with this one. Rule: they are never written anew; what cannot read them is at fault.
 
 use super::*;
+use crate::host::state_dir::Folder;
 use crate::lifecycle::Release;
 
 const V1: &[u8] = include_bytes!("testdata/v1.bin");
@@ -34,7 +35,7 @@ fn payload(bytes: &[u8]) -> &[u8] {
 #[test]
 fn a_file_of_format_1_means_what_it_meant_when_it_was_written() {
     let folder = folder(V1);
-    let facts = Facts::open(folder.path()).unwrap();
+    let facts = Facts::open(&Folder::new(folder.path())).unwrap();
     let known = facts.known();
     assert_eq!((known.floor, known.next_seq, known.lost), (5, 3, false));
     assert_eq!(known.quarantine.keys().copied().collect::<Vec<_>>(), [digest('3')]);
@@ -49,7 +50,7 @@ fn a_file_of_format_1_means_what_it_meant_when_it_was_written() {
 #[test]
 fn what_a_newer_updater_added_is_understood_as_far_as_can_be_and_kept_bit_for_bit() {
     let folder = folder(V1_NEWER);
-    let mut facts = Facts::open(folder.path()).unwrap();
+    let mut facts = Facts::open(&Folder::new(folder.path())).unwrap();
     let known = facts.known();
     assert_eq!((known.floor, known.next_seq), (5, 3));
     assert_eq!(known.quarantine[&digest('6')].why, Why::new(Reason::Unknown, "woof"), "a reason of its own");
@@ -69,5 +70,5 @@ fn what_a_newer_updater_added_is_understood_as_far_as_can_be_and_kept_bit_for_bi
         assert!(payload(&bytes).starts_with(payload(V1_NEWER)), "{name}");
         assert_eq!(u64::from_le_bytes(bytes[8..16].try_into().unwrap()), 9, "{name}: the generation after");
     }
-    assert_eq!(Facts::open(folder.path()).unwrap().known().floor, 6);
+    assert_eq!(Facts::open(&Folder::new(folder.path())).unwrap().known().floor, 6);
 }

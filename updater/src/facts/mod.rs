@@ -9,15 +9,17 @@ mod format;
 pub mod state_file;
 
 use std::io;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 use switchback_partitions::slot::Slot;
 
 use crate::digest::Digest;
+use crate::host::state_dir::StateDir;
 use crate::lifecycle::{Hold, Known, Outcome, Quarantined, Stage};
 use crate::reason::{Reason, Why};
 
+pub use crate::host::state_dir::Store;
 pub use format::COPY_BYTES;
 use format::{Image, Kind, Record};
 
@@ -25,22 +27,6 @@ use format::{Image, Kind, Record};
 const TEXT_BYTES_MAX: usize = 1024;
 /// Most boots whose marks are kept between two outcomes: more than all tries of all repetitions.
 const MARKS_MAX: usize = 32;
-
-/// The bytes of one copy: a file, or what a simulator puts in its place.
-pub trait Store: Send + Sync {
-    /// Size in bytes, at least [`COPY_BYTES`].
-    fn len(&self) -> io::Result<u64>;
-    /// True when there is no byte.
-    fn is_empty(&self) -> io::Result<bool> {
-        Ok(self.len()? == 0)
-    }
-    /// Fills `buffer` from `offset`.
-    fn read_at(&self, offset: u64, buffer: &mut [u8]) -> io::Result<()>;
-    /// Writes all of `data` at `offset`; durable only after `flush`.
-    fn write_at(&self, offset: u64, data: &[u8]) -> io::Result<()>;
-    /// Returns only when everything written before is on the medium.
-    fn flush(&self) -> io::Result<()>;
-}
 
 /// Why facts could not be read or written.
 #[derive(Debug, thiserror::Error)]
@@ -115,7 +101,7 @@ impl CopyState {
 }
 
 /// Looks at both copies in `folder` and changes nothing, not even by making a file that is missing.
-pub fn look(folder: &Path) -> [(PathBuf, CopyState); 2] {
+pub fn look(folder: &dyn StateDir) -> [(PathBuf, CopyState); 2] {
     files::look(folder)
 }
 
@@ -177,13 +163,12 @@ pub struct Facts {
 impl Facts {
     /// The facts in `facts-1` and `facts-2` of `folder`; both are made (and their space reserved) when absent.
     /// Where the files may only be read, they are; adding then fails.
-    pub fn open(folder: &Path) -> Result<Facts, FactsError> {
-        let [one, two] = files::open(folder)?;
-        Ok(Facts::from_copies([Box::new(one), Box::new(two)]))
+    pub fn open(folder: &dyn StateDir) -> Result<Facts, FactsError> {
+        Ok(Facts::from_copies(files::open(folder)?))
     }
 
     /// The same for those who only look: nothing is made, reserved or ever written. No folder is no facts.
-    pub fn read(folder: &Path) -> Result<Facts, FactsError> {
+    pub fn read(folder: &dyn StateDir) -> Result<Facts, FactsError> {
         let [one, two] = files::read(folder)?;
         Ok(Facts::from_copies([Box::new(one), Box::new(two)]))
     }

@@ -3,14 +3,10 @@
 //! Not here: what must never be lost (`facts`). Rule: unreadable is missing; a newer version's file is not understood
 //! and so is missing too, and every start recovers from that.
 
-use std::fs::File;
-use std::io::{self, Read};
-use std::path::Path;
-
 use serde::{Deserialize, Serialize};
 
 use super::FactsError;
-use crate::host::durable;
+use crate::host::state_dir::StateDir;
 use crate::lifecycle::State;
 
 /// The file's name in the state folder.
@@ -71,27 +67,24 @@ pub fn decode(bytes: &[u8]) -> Result<State, String> {
 }
 
 /// Reads the state file of `folder`.
-pub fn load(folder: &Path) -> Loaded {
-    let mut bytes = Vec::new();
-    let file = match File::open(folder.join(STATE_FILE)) {
-        Ok(file) => file,
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Loaded::Missing,
-        Err(error) => return Loaded::Unreadable(error.to_string()),
-    };
-    match file.take(STATE_BYTES_MAX + 1).read_to_end(&mut bytes) {
-        Ok(_) if bytes.len() as u64 > STATE_BYTES_MAX => {
-            Loaded::Unreadable(format!("it is longer than {STATE_BYTES_MAX} bytes"))
+pub fn load(folder: &dyn StateDir) -> Loaded {
+    match folder.read(STATE_FILE, STATE_BYTES_MAX) {
+        Ok(Some(bytes)) => {
+            decode(&bytes).map_or_else(Loaded::Unreadable, |state| Loaded::Found(Box::new(state)))
         }
-        Ok(_) => decode(&bytes).map_or_else(Loaded::Unreadable, |state| Loaded::Found(Box::new(state))),
+        Ok(None) => Loaded::Missing,
         Err(error) => Loaded::Unreadable(error.to_string()),
     }
 }
 
 /// Makes the state durable. A power cut at any instant leaves the old file or the new one.
-pub fn store(folder: &Path, state: &State) -> Result<(), FactsError> {
-    let path = folder.join(STATE_FILE);
-    let written = durable::replace(&path, &encode(state));
-    written.map_err(|source| FactsError::Io { doing: "writing", path, source })
+pub fn store(folder: &dyn StateDir, state: &State) -> Result<(), FactsError> {
+    let written = folder.replace(STATE_FILE, &encode(state));
+    written.map_err(|source| FactsError::Io {
+        doing: "writing",
+        path: folder.path().join(STATE_FILE),
+        source,
+    })
 }
 
 #[cfg(test)]
@@ -100,6 +93,7 @@ mod tests {
 
     use super::*;
     use crate::digest::Digest;
+    use crate::host::state_dir::Folder;
     use crate::lifecycle::{Goal, Moment, Phase, Purpose, Release};
 
     fn release() -> Release {
@@ -133,8 +127,8 @@ mod tests {
         ] {
             let folder = tempfile::tempdir().unwrap();
             let state = State { phase, next_seq: 4, ..State::default() };
-            store(folder.path(), &state).unwrap();
-            assert_eq!(load(folder.path()), Loaded::Found(Box::new(state)));
+            store(&Folder::new(folder.path()), &state).unwrap();
+            assert_eq!(load(&Folder::new(folder.path())), Loaded::Found(Box::new(state)));
             assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 1, "no temporary file stays");
         }
     }
@@ -142,7 +136,7 @@ mod tests {
     #[test]
     fn what_cannot_be_read_is_as_good_as_missing() {
         let folder = tempfile::tempdir().unwrap();
-        assert_eq!(load(folder.path()), Loaded::Missing);
+        assert_eq!(load(&Folder::new(folder.path())), Loaded::Missing);
         let good = String::from_utf8(encode(&State::default())).unwrap();
         for (bytes, why) in [
             (String::new(), "empty: created, then the power went"),
@@ -153,7 +147,7 @@ mod tests {
             ("x".repeat(STATE_BYTES_MAX as usize + 1), "endless"),
         ] {
             std::fs::write(folder.path().join(STATE_FILE), bytes).unwrap();
-            let loaded = load(folder.path());
+            let loaded = load(&Folder::new(folder.path()));
             assert!(matches!(loaded, Loaded::Unreadable(_)), "{why}: {loaded:?}");
             assert_eq!(loaded.into_state(), State::default());
         }

@@ -4,6 +4,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 
 use super::*;
+use crate::host::state_dir::Folder;
 use crate::lifecycle::{Release, Verdict};
 
 /// A medium with both copies and a power supply that fails after a number of written bytes.
@@ -317,38 +318,44 @@ fn the_format_is_frozen() {
 #[test]
 fn the_files_are_reserved_once_and_may_be_read_by_anyone() {
     let folder = tempfile::tempdir().unwrap();
-    Facts::open(folder.path()).unwrap().add(&outcome(0, Verdict::Confirmed, release("1", 4)), 1).unwrap();
+    Facts::open(&Folder::new(folder.path()))
+        .unwrap()
+        .add(&outcome(0, Verdict::Confirmed, release("1", 4)), 1)
+        .unwrap();
     for name in ["facts-1", "facts-2"] {
         assert_eq!(std::fs::metadata(folder.path().join(name)).unwrap().len(), COPY_BYTES);
     }
-    assert_eq!(Facts::open(folder.path()).unwrap().known().floor, 4);
+    assert_eq!(Facts::open(&Folder::new(folder.path())).unwrap().known().floor, 4);
     // The second file never came to be: the power went in between.
     std::fs::remove_file(folder.path().join("facts-2")).unwrap();
-    let mut facts = Facts::open(folder.path()).unwrap();
+    let mut facts = Facts::open(&Folder::new(folder.path())).unwrap();
     assert_eq!((facts.known().floor, facts.degraded()), (4, true));
     facts.add(&outcome(1, Verdict::Confirmed, release("2", 5)), 2).unwrap();
     std::fs::remove_file(folder.path().join("facts-1")).unwrap();
-    assert_eq!(Facts::open(folder.path()).unwrap().known().floor, 5);
+    assert_eq!(Facts::open(&Folder::new(folder.path())).unwrap().known().floor, 5);
 }
 
 #[test]
 fn whoever_only_looks_makes_no_folder_and_no_file() {
     let folder = tempfile::tempdir().unwrap();
     let gone = folder.path().join("gone");
-    let facts = Facts::read(&gone).unwrap();
+    let facts = Facts::read(&Folder::new(&gone)).unwrap();
     assert_eq!((facts.known(), facts.degraded(), gone.exists()), (&Known::default(), false, false));
-    Facts::open(folder.path()).unwrap().add(&outcome(0, Verdict::Confirmed, release("1", 4)), 1).unwrap();
+    Facts::open(&Folder::new(folder.path()))
+        .unwrap()
+        .add(&outcome(0, Verdict::Confirmed, release("1", 4)), 1)
+        .unwrap();
     std::fs::remove_file(folder.path().join("facts-2")).unwrap();
     // A file that the power cut short while its space was being reserved: blank, as for a writer.
     for cut in [None, Some(0), Some(100)] {
         if let Some(len) = cut {
             std::fs::File::create(folder.path().join("facts-2")).unwrap().set_len(len).unwrap();
         }
-        let mut facts = Facts::read(folder.path()).unwrap();
+        let mut facts = Facts::read(&Folder::new(folder.path())).unwrap();
         assert_eq!((facts.known().floor, facts.degraded(), facts.known().lost), (4, true, false));
         assert!(facts.add(&outcome(1, Verdict::Confirmed, release("2", 5)), 2).is_err());
         let len = std::fs::metadata(folder.path().join("facts-2")).ok().map(|file| file.len());
         assert_eq!(len, cut);
     }
-    assert_eq!(Facts::read(folder.path()).unwrap().known().floor, 4, "nothing was added");
+    assert_eq!(Facts::read(&Folder::new(folder.path())).unwrap().known().floor, 4, "nothing was added");
 }

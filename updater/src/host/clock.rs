@@ -6,6 +6,30 @@
 
 use std::time::{SystemTime, UNIX_EPOCH};
 
+/// The time on a machine, in both ways that matter.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Clock {
+    /// Seconds since this boot (`CLOCK_BOOTTIME`): it never jumps and counts a suspended machine's time too.
+    pub uptime_secs: u64,
+    /// Seconds since 1970 by the wall clock, which may be wrong.
+    pub unix_secs: u64,
+}
+
+impl Clock {
+    /// The running machine's.
+    pub fn now() -> Clock {
+        let uptime_secs = nix::time::clock_gettime(nix::time::ClockId::CLOCK_BOOTTIME)
+            .map_or(0, |time| u64::try_from(time.tv_sec()).unwrap_or(0));
+        Clock { uptime_secs, unix_secs: u64::try_from(jiff::Timestamp::now().as_second()).unwrap_or(0) }
+    }
+
+    /// The wall clock as a date.
+    pub fn timestamp(self) -> jiff::Timestamp {
+        let at = i64::try_from(self.unix_secs).ok().and_then(|secs| jiff::Timestamp::from_second(secs).ok());
+        at.unwrap_or(jiff::Timestamp::MAX)
+    }
+}
+
 /// When this program was built, in seconds since 1970.
 pub fn built_unix_secs() -> u64 {
     env!("SWITCHBACK_BUILT_UNIX_SECS").parse().unwrap_or(0)
@@ -24,8 +48,7 @@ fn latest(system: u64, built: u64, signed: u64) -> u64 {
 
 /// A moment for people, in UTC.
 pub fn in_words(unix_secs: u64) -> String {
-    let at = i64::try_from(unix_secs).ok().and_then(|secs| jiff::Timestamp::from_second(secs).ok());
-    at.unwrap_or(jiff::Timestamp::MAX).strftime("%Y-%m-%d %H:%M:%S").to_string()
+    Clock { uptime_secs: 0, unix_secs }.timestamp().strftime("%Y-%m-%d %H:%M:%S").to_string()
 }
 
 #[cfg(test)]

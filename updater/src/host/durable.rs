@@ -1,24 +1,10 @@
-//! Small files that read as their old or their new content, never as a mixture.
+//! Small files of the running system, read with a bound.
 //!
-//! Not here: what the files mean. Rule: temporary name → fsync → rename → fsync of the folder; reads have a bound.
+//! Not here: what the files mean, and files of our own (`state_dir`). Rule: no file is trusted to end.
 
-use std::fs::{self, File};
-use std::io::{self, Read as _, Write as _};
+use std::fs::File;
+use std::io::{self, Read as _};
 use std::path::Path;
-
-/// Replaces `path` with `bytes` in one durable step.
-pub fn replace(path: &Path, bytes: &[u8]) -> io::Result<()> {
-    let folder = path.parent().ok_or(io::ErrorKind::InvalidInput)?;
-    let mut name = path.file_name().ok_or(io::ErrorKind::InvalidInput)?.to_os_string();
-    name.push(".new");
-    let temporary = folder.join(name);
-    let mut file = File::create(&temporary)?;
-    file.write_all(bytes)?;
-    file.sync_all()?;
-    drop(file);
-    fs::rename(&temporary, path)?;
-    File::open(folder)?.sync_all()
-}
 
 /// The content of `path`, or `None` when it does not exist. A file of more than `limit` bytes is an error.
 pub fn read_bounded(path: &Path, limit: u64) -> io::Result<Option<Vec<u8>>> {
@@ -37,16 +23,7 @@ pub fn read_bounded(path: &Path, limit: u64) -> io::Result<Option<Vec<u8>>> {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn a_replaced_file_reads_as_the_new_content_and_leaves_nothing_beside_it() {
-        let dir = tempfile::tempdir().unwrap();
-        let path = dir.path().join("record");
-        replace(&path, b"old").unwrap();
-        replace(&path, b"new").unwrap();
-        assert_eq!(read_bounded(&path, 3).unwrap().as_deref(), Some(&b"new"[..]));
-        assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 1);
-    }
+    use std::fs;
 
     #[test]
     fn a_file_over_its_bound_is_refused_and_an_absent_one_is_none() {

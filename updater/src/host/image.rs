@@ -19,6 +19,7 @@ use switchback_partitions::slot::Slot;
 
 use super::firmware::StartsAgain;
 use super::kernel::KernelView;
+use super::state_dir::{Folder, StateDir};
 use super::{HostError, Machine, Witness, backend, io_error, run_reboot};
 use crate::config;
 
@@ -66,6 +67,7 @@ pub struct ImageMachine {
     boot: config::Boot,
     disk: PathBuf,
     running: PathBuf,
+    state_dir: Folder,
 }
 
 impl ImageMachine {
@@ -80,7 +82,8 @@ impl ImageMachine {
             _ => io_error("opening", &disk)(error),
         })?;
         let running = machine.running.clone().unwrap_or_else(|| machine.state_dir.join(RUNNING));
-        Ok(ImageMachine { machine, boot, disk, running })
+        let state_dir = Folder::new(&machine.state_dir);
+        Ok(ImageMachine { machine, boot, disk, running, state_dir })
     }
 }
 
@@ -129,8 +132,8 @@ impl Machine for ImageMachine {
         backend(&self.boot, Arc::new(FatEsp::new(Arc::new(esp))))
     }
 
-    fn state_dir(&self) -> &Path {
-        &self.machine.state_dir
+    fn state_dir(&self) -> &dyn StateDir {
+        &self.state_dir
     }
 
     fn root(&self) -> &Path {

@@ -13,6 +13,7 @@ pub mod loader;
 pub mod lock;
 pub mod mounts;
 pub mod real;
+pub mod state_dir;
 pub mod sysfs;
 pub mod witness;
 
@@ -28,6 +29,8 @@ use switchback_bootloader::systemd_boot::{SystemdBoot, pe};
 use switchback_partitions::layout::DiskLayout;
 use switchback_partitions::slot::Slot;
 
+use self::clock::Clock;
+use self::state_dir::StateDir;
 use crate::config::{self, BootBackend, Config, MachineKind};
 
 /// Which slot runs, by which witness, and since when.
@@ -52,7 +55,7 @@ pub trait Machine: Send + Sync {
     /// The backend of this machine's bootloader.
     fn bootloader(&self) -> Result<Arc<dyn Bootloader>, HostError>;
     /// The folder for durable facts, state and journal; made by [`make_state_dir`] before the first change.
-    fn state_dir(&self) -> &Path;
+    fn state_dir(&self) -> &dyn StateDir;
     /// The root of the running system (`/`, or the folder that stands for it): health checks and trust roots lie beneath.
     fn root(&self) -> &Path;
     /// Restarts the machine now. Returns only when the order was given.
@@ -67,6 +70,10 @@ pub trait Machine: Send + Sync {
     fn ram_bytes(&self) -> u64;
     /// Hardware names this machine answers to (`compatible`): from configuration, device tree or DMI.
     fn compatible(&self) -> Vec<String>;
+    /// What time it is. A simulated machine has its own.
+    fn clock(&self) -> Clock {
+        Clock::now()
+    }
 }
 
 /// Why the machine could not be asked or told.
@@ -137,7 +144,7 @@ pub(crate) fn backend(boot: &config::Boot, esp: Arc<dyn EspDir>) -> Result<Arc<d
 /// Makes the state folder when it is missing: for whoever is about to change something.
 pub fn make_state_dir(machine: &dyn Machine) -> Result<(), HostError> {
     let folder = machine.state_dir();
-    std::fs::create_dir_all(folder).map_err(io_error("making", folder))
+    folder.make().map_err(io_error("making", folder.path()))
 }
 
 fn run_reboot(command: &[String]) -> Result<(), HostError> {

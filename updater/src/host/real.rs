@@ -21,6 +21,7 @@ use super::firmware::{self, StartsAgain};
 use super::kernel::KernelView;
 use super::loader::{EFIVARS, LoaderEvidence};
 use super::mounts::{Mounted, mount_table};
+use super::state_dir::{Folder, StateDir};
 use super::sysfs::{DeviceNumber, Sysfs, read_attribute};
 use super::witness::{Located, Questions, locate};
 use super::{HostError, Machine, Witness, backend, io_error, run_reboot};
@@ -38,6 +39,7 @@ pub struct RealMachine {
     machine: config::Machine,
     boot: config::Boot,
     sysfs: Sysfs,
+    state_dir: Folder,
     /// Held as long as the machine, because the backend that was handed out works in that folder.
     esp: Mutex<Option<Arc<Mounted>>>,
 }
@@ -45,7 +47,8 @@ pub struct RealMachine {
 impl RealMachine {
     /// The machine that configuration describes.
     pub fn new(machine: config::Machine, boot: config::Boot) -> RealMachine {
-        RealMachine { machine, boot, sysfs: Sysfs::of_this_machine(), esp: Mutex::new(None) }
+        let state_dir = Folder::new(&machine.state_dir);
+        RealMachine { machine, boot, sysfs: Sysfs::of_this_machine(), state_dir, esp: Mutex::new(None) }
     }
 }
 
@@ -128,8 +131,8 @@ impl Machine for RealMachine {
         backend(&self.boot, Arc::new(esp))
     }
 
-    fn state_dir(&self) -> &Path {
-        &self.machine.state_dir
+    fn state_dir(&self) -> &dyn StateDir {
+        &self.state_dir
     }
 
     fn root(&self) -> &Path {
@@ -201,7 +204,7 @@ mod tests {
     fn a_machine_without_slots_says_what_was_looked_at() {
         let dir = tempfile::tempdir().unwrap();
         let machine = machine(dir.path(), |_| ());
-        assert!(!machine.state_dir().exists(), "whoever only looks makes no folder");
+        assert!(!machine.state_dir().path().exists(), "whoever only looks makes no folder");
         // Whatever runs the tests has no layout of two slots, so this is the refusal itself.
         let error = machine.running().unwrap_err().to_string();
         assert!(error.starts_with("while finding the running slot: / is on "), "{error}");

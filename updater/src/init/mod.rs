@@ -14,6 +14,7 @@ use switchback_partitions::device::watchdog::Watchdog;
 use switchback_partitions::slot::Slot;
 
 use crate::host::loader::{EFIVARS, LoaderEvidence};
+use crate::host::state_dir::Folder;
 use crate::host::sysfs::{Sysfs, read_attribute};
 use cmdline::Request;
 use console::{complain, say};
@@ -198,7 +199,7 @@ impl Marks {
             return;
         }
         let mark = Mark { stage, ..self.mark.clone() };
-        if let Err(error) = mark.write(Path::new(STATE_EARLY)) {
+        if let Err(error) = mark.write(&Folder::new(STATE_EARLY)) {
             complain(&format!("going on without the stage mark {stage}: {error}"));
         }
     }
@@ -253,6 +254,7 @@ fn read_attribute_of_any_length(path: &str, limit: u64) -> Result<String, InitEr
 
 /// For the keeper's last word; the slot's mark goes on from where it was.
 fn mark_deadline_passed(state_dir: &Path, slot: Slot) {
+    let state_dir = &Folder::new(state_dir);
     if let Ok(Some(mark)) = Mark::read_all(state_dir, slot).map(|mut marks| marks.pop()) {
         let _ = Mark { stage: Stage::DeadlinePassed, ..mark }.write(state_dir);
     }

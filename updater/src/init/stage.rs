@@ -5,17 +5,18 @@
 //! known of the other, and a trial's starts are all told apart (one sector for all would hide that three starts died
 //! alike, which is what makes a crash of what could have been a power cut).
 
-use std::fs::{File, OpenOptions};
-use std::io::{self, Read};
-use std::os::unix::fs::FileExt;
-use std::path::{Path, PathBuf};
+use std::io;
 
 use switchback_partitions::slot::Slot;
+
+use crate::host::state_dir::StateDir;
 
 /// Length of a mark in bytes: one sector, written with one call.
 pub const MARK_BYTES: usize = 512;
 /// Starts that are kept: more than a trial can have (nine).
 const MARKS_MAX: usize = 12;
+/// The longest file that is read, in bytes: a later version may keep more starts.
+const FILE_BYTES_MAX: u64 = 64 << 10;
 
 const MAGIC: &str = "switchback-stage 1";
 
@@ -71,46 +72,40 @@ pub struct Mark {
 }
 
 impl Mark {
-    /// The file of a slot's mark in the state folder.
-    pub fn path(state_dir: &Path, slot: Slot) -> PathBuf {
-        state_dir.join(format!("stage-{slot}"))
+    /// The name of a slot's file in the state folder.
+    pub fn file_name(slot: Slot) -> String {
+        format!("stage-{slot}")
     }
 
     /// Overwrites this start's mark in place; returns when it is on the medium. The folder must exist.
-    pub fn write(&self, state_dir: &Path) -> io::Result<()> {
-        let path = Mark::path(state_dir, self.slot);
-        let (file, created) = match OpenOptions::new().read(true).write(true).open(&path) {
-            Ok(file) => (file, false),
-            Err(error) if error.kind() == io::ErrorKind::NotFound => {
-                let file = File::create_new(&path)?;
-                file.write_all_at(&[b' '; MARK_BYTES * MARKS_MAX], 0)?;
-                (file, true)
-            }
-            Err(error) => return Err(error),
+    pub fn write(&self, state_dir: &dyn StateDir) -> io::Result<()> {
+        let name = Mark::file_name(self.slot);
+        let mark = self.encode()?;
+        let Some(file) = state_dir.open(&name)? else {
+            let mut sectors = [b' '; MARK_BYTES * MARKS_MAX];
+            sectors[..MARK_BYTES].copy_from_slice(&mark);
+            state_dir.write(&name, &sectors)?;
+            state_dir.sync(&name)?;
+            return state_dir.sync_folder();
         };
-        let sectors = if created { Vec::new() } else { sectors(state_dir, self.slot)? };
-        file.write_all_at(&self.encode()?, (MARK_BYTES * place(&sectors, &self.boot_id)) as u64)?;
-        file.sync_all()?;
-        if created {
-            File::open(state_dir)?.sync_all()?;
-        }
-        Ok(())
+        let sectors = sectors(state_dir, self.slot)?;
+        file.write_at((MARK_BYTES * place(&sectors, &self.boot_id)) as u64, &mark)?;
+        file.flush()
     }
 
     /// The marks of a slot's last starts. A torn one is left out: of that start nothing is known.
-    pub fn read_all(state_dir: &Path, slot: Slot) -> io::Result<Vec<Mark>> {
+    pub fn read_all(state_dir: &dyn StateDir, slot: Slot) -> io::Result<Vec<Mark>> {
         Ok(sectors(state_dir, slot)?.into_iter().flatten().collect())
     }
 
     /// Forgets a slot's starts; durable on return. Before a trial: marks of an earlier one are no evidence about it.
-    pub fn forget(state_dir: &Path, slot: Slot) -> io::Result<()> {
-        match OpenOptions::new().write(true).open(Mark::path(state_dir, slot)) {
-            Ok(file) => {
-                file.write_all_at(&[b' '; MARK_BYTES * MARKS_MAX], 0)?;
-                file.sync_all()
+    pub fn forget(state_dir: &dyn StateDir, slot: Slot) -> io::Result<()> {
+        match state_dir.open(&Mark::file_name(slot))? {
+            Some(file) => {
+                file.write_at(0, &[b' '; MARK_BYTES * MARKS_MAX])?;
+                file.flush()
             }
-            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
-            Err(error) => Err(error),
+            None => Ok(()),
         }
     }
 
@@ -151,13 +146,9 @@ impl Mark {
 }
 
 /// Each sector of a slot's file: a mark, or `None` where nothing readable lies.
-fn sectors(state_dir: &Path, slot: Slot) -> io::Result<Vec<Option<Mark>>> {
-    let mut bytes = Vec::new();
-    match File::open(Mark::path(state_dir, slot)) {
-        Ok(file) => file.take((MARK_BYTES * MARKS_MAX) as u64).read_to_end(&mut bytes)?,
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
-        Err(error) => return Err(error),
-    };
+fn sectors(state_dir: &dyn StateDir, slot: Slot) -> io::Result<Vec<Option<Mark>>> {
+    let bytes = state_dir.read(&Mark::file_name(slot), FILE_BYTES_MAX)?.unwrap_or_default();
+    let bytes = bytes.get(..MARK_BYTES * MARKS_MAX).unwrap_or(&bytes);
     let marks = bytes.chunks(MARK_BYTES).map(|sector| Mark::decode(sector).filter(|mark| mark.slot == slot));
     Ok(marks.collect())
 }
@@ -173,6 +164,7 @@ fn place(sectors: &[Option<Mark>], boot_id: &str) -> usize {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::host::state_dir::Folder;
 
     fn mark(slot: Slot, stage: Stage) -> Mark {
         Mark {
@@ -208,21 +200,21 @@ mod tests {
         }
     }
 
-    fn stages(dir: &Path, slot: Slot) -> Vec<Stage> {
-        Mark::read_all(dir, slot).unwrap().into_iter().map(|mark| mark.stage).collect()
+    fn stages(dir: &std::path::Path, slot: Slot) -> Vec<Stage> {
+        Mark::read_all(&Folder::new(dir), slot).unwrap().into_iter().map(|mark| mark.stage).collect()
     }
 
     #[test]
     fn each_start_keeps_its_furthest_mark_and_the_other_slot_keeps_its_own() {
         let dir = tempfile::tempdir().unwrap();
-        mark(Slot::B, Stage::RootMounted).write(dir.path()).unwrap();
+        mark(Slot::B, Stage::RootMounted).write(&Folder::new(dir.path())).unwrap();
         for (boot_id, stage) in [("1", Stage::Initramfs), ("1", Stage::RootMounted), ("2", Stage::Initramfs)]
         {
-            Mark { boot_id: boot_id.into(), ..mark(Slot::A, stage) }.write(dir.path()).unwrap();
+            Mark { boot_id: boot_id.into(), ..mark(Slot::A, stage) }.write(&Folder::new(dir.path())).unwrap();
         }
         assert_eq!(stages(dir.path(), Slot::A), [Stage::RootMounted, Stage::Initramfs]);
         assert_eq!(stages(dir.path(), Slot::B), [Stage::RootMounted]);
-        Mark::forget(dir.path(), Slot::A).unwrap();
+        Mark::forget(&Folder::new(dir.path()), Slot::A).unwrap();
         assert_eq!(stages(dir.path(), Slot::A), []);
         assert_eq!(stages(dir.path(), Slot::B), [Stage::RootMounted]);
     }
@@ -231,10 +223,12 @@ mod tests {
     fn the_file_never_grows_whatever_the_number_of_starts() {
         let dir = tempfile::tempdir().unwrap();
         for start in 0..40 {
-            Mark { boot_id: start.to_string(), ..mark(Slot::A, Stage::Judged) }.write(dir.path()).unwrap();
+            Mark { boot_id: start.to_string(), ..mark(Slot::A, Stage::Judged) }
+                .write(&Folder::new(dir.path()))
+                .unwrap();
         }
         assert_eq!(stages(dir.path(), Slot::A).len(), MARKS_MAX);
-        let bytes = std::fs::metadata(Mark::path(dir.path(), Slot::A)).unwrap().len();
+        let bytes = std::fs::metadata(dir.path().join(Mark::file_name(Slot::A))).unwrap().len();
         assert_eq!(bytes, (MARK_BYTES * MARKS_MAX) as u64);
     }
 
@@ -242,9 +236,9 @@ mod tests {
     fn no_file_and_a_torn_file_both_mean_that_nothing_is_known() {
         let dir = tempfile::tempdir().unwrap();
         assert_eq!(stages(dir.path(), Slot::A), []);
-        std::fs::write(Mark::path(dir.path(), Slot::A), [0; MARK_BYTES]).unwrap();
+        std::fs::write(dir.path().join(Mark::file_name(Slot::A)), [0; MARK_BYTES]).unwrap();
         assert_eq!(stages(dir.path(), Slot::A), []);
-        mark(Slot::A, Stage::Initramfs).write(dir.path()).unwrap();
+        mark(Slot::A, Stage::Initramfs).write(&Folder::new(dir.path())).unwrap();
         assert_eq!(stages(dir.path(), Slot::A), [Stage::Initramfs]);
     }
 

@@ -3,7 +3,6 @@
 //! Not here: the bytes themselves. Rule: the journal is a hint. What it claims is read back and compared with the
 //! signed index before it counts; a lost or torn journal costs a download, never a wrong slot.
 
-use std::path::{Path, PathBuf};
 use std::sync::Mutex;
 
 use serde::{Deserialize, Serialize};
@@ -11,13 +10,14 @@ use switchback_partitions::slot::Slot;
 
 use super::InstallError;
 use crate::digest::Digest;
+use crate::host::state_dir::StateDir;
 
+const FILE: &str = "journal.json";
 const JOURNAL_BYTES_MAX: u64 = 64 * 1024;
 
 /// The journal of one install.
-#[derive(Debug)]
-pub struct Journal {
-    path: PathBuf,
+pub struct Journal<'a> {
+    state_dir: &'a dyn StateDir,
     entry: Mutex<Entry>,
     resumed: bool,
 }
@@ -30,14 +30,17 @@ struct Entry {
     done_bytes: u64,
 }
 
-impl Journal {
+impl<'a> Journal<'a> {
     /// Continues the journal in `state_dir` when it is of the same release and slot, else begins at zero.
-    pub fn open(state_dir: &Path, release: Digest, slot: Slot) -> Result<Journal, InstallError> {
-        let path = state_dir.join("journal.json");
-        let old = read(&path).filter(|old| old.release == release && old.slot == slot);
+    pub fn open(
+        state_dir: &'a dyn StateDir,
+        release: Digest,
+        slot: Slot,
+    ) -> Result<Journal<'a>, InstallError> {
+        let old = read(state_dir).filter(|old| old.release == release && old.slot == slot);
         let resumed = old.is_some();
         let entry = old.unwrap_or(Entry { release, slot, done_bytes: 0 });
-        let journal = Journal { path, entry: Mutex::new(entry), resumed };
+        let journal = Journal { state_dir, entry: Mutex::new(entry), resumed };
         // Begun is worth writing down: bytes behind the last mark may lie in the slot all the same.
         journal.store(&journal.lock())?;
         Ok(journal)
@@ -65,10 +68,7 @@ impl Journal {
 
     /// The install is complete; the next one starts afresh.
     pub fn finish(&self) -> Result<(), InstallError> {
-        match std::fs::remove_file(&self.path) {
-            Err(source) if source.kind() != std::io::ErrorKind::NotFound => self.failed(source),
-            _ => Ok(()),
-        }
+        self.state_dir.remove(FILE).or_else(|source| self.failed(source))
     }
 
     fn lock(&self) -> std::sync::MutexGuard<'_, Entry> {
@@ -77,44 +77,46 @@ impl Journal {
 
     fn store(&self, entry: &Entry) -> Result<(), InstallError> {
         let text = serde_json::to_vec(entry).map_err(|e| e.into());
-        text.and_then(|text| crate::host::durable::replace(&self.path, &text))
-            .or_else(|source| self.failed(source))
+        text.and_then(|text| self.state_dir.replace(FILE, &text)).or_else(|source| self.failed(source))
     }
 
     fn failed<T>(&self, source: std::io::Error) -> Result<T, InstallError> {
-        Err(InstallError::State { path: self.path.clone(), source })
+        Err(InstallError::State { path: self.state_dir.path().join(FILE), source })
     }
 }
 
-fn read(path: &Path) -> Option<Entry> {
-    let bytes = crate::host::durable::read_bounded(path, JOURNAL_BYTES_MAX).ok()??;
+fn read(state_dir: &dyn StateDir) -> Option<Entry> {
+    let bytes = state_dir.read(FILE, JOURNAL_BYTES_MAX).ok()??;
     serde_json::from_slice(&bytes).ok()
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::host::state_dir::Folder;
 
     #[test]
     fn a_journal_counts_only_for_the_same_release_and_slot_and_a_torn_one_counts_for_nothing() {
         let dir = tempfile::tempdir().unwrap();
+        let folder = Folder::new(dir.path());
         let (one, two) = (Digest::of(b"1"), Digest::of(b"2"));
-        Journal::open(dir.path(), one, Slot::B).unwrap().reached(4096).unwrap();
-        assert_eq!(Journal::open(dir.path(), one, Slot::B).unwrap().done_bytes(), 4096);
-        assert_eq!(Journal::open(dir.path(), one, Slot::A).unwrap().done_bytes(), 0);
-        assert_eq!(Journal::open(dir.path(), two, Slot::B).unwrap().done_bytes(), 0);
-        std::fs::write(dir.path().join("journal.json"), b"{\"release\":\"sha2").unwrap();
-        assert_eq!(Journal::open(dir.path(), one, Slot::B).unwrap().done_bytes(), 0);
+        Journal::open(&folder, one, Slot::B).unwrap().reached(4096).unwrap();
+        assert_eq!(Journal::open(&folder, one, Slot::B).unwrap().done_bytes(), 4096);
+        assert_eq!(Journal::open(&folder, one, Slot::A).unwrap().done_bytes(), 0);
+        assert_eq!(Journal::open(&folder, two, Slot::B).unwrap().done_bytes(), 0);
+        std::fs::write(dir.path().join(FILE), b"{\"release\":\"sha2").unwrap();
+        assert_eq!(Journal::open(&folder, one, Slot::B).unwrap().done_bytes(), 0);
     }
 
     #[test]
     fn the_mark_never_goes_back_by_itself() {
         let dir = tempfile::tempdir().unwrap();
-        let journal = Journal::open(dir.path(), Digest::of(b"1"), Slot::B).unwrap();
+        let folder = Folder::new(dir.path());
+        let journal = Journal::open(&folder, Digest::of(b"1"), Slot::B).unwrap();
         journal.reached(8192).unwrap();
         journal.reached(4096).unwrap();
         assert_eq!(journal.done_bytes(), 8192);
         journal.finish().unwrap();
-        assert_eq!(Journal::open(dir.path(), Digest::of(b"1"), Slot::B).unwrap().done_bytes(), 0);
+        assert_eq!(Journal::open(&folder, Digest::of(b"1"), Slot::B).unwrap().done_bytes(), 0);
     }
 }

@@ -14,7 +14,6 @@ mod read_back;
 mod release;
 mod watched;
 
-use std::path::PathBuf;
 use std::sync::Arc;
 
 use switchback_bootloader::record::Bootloader;
@@ -26,6 +25,7 @@ pub use self::pipeline::Traffic;
 pub use self::preflight::{Offer, preflight};
 pub use self::read_back::{Place, boot_files as boot_files_of, read_back};
 pub use self::release::{PASSPORT, Passport, Release, ReleaseName};
+use crate::host::state_dir::StateDir;
 use crate::image::config::VerityInfo;
 use crate::image::index::Index;
 use crate::progress::{Phase, Progress, until_stopped};
@@ -42,27 +42,27 @@ pub struct Written(());
 pub struct Proven(());
 
 /// Where an install goes.
-pub struct Target {
+pub struct Target<'a> {
     /// The slot that does not run, on a machine whose running slot is confirmed.
     pub slot: InactiveSlot,
     /// The machine's bootloader.
     pub bootloader: Arc<dyn Bootloader>,
     /// Folder of journal and downloads.
-    pub state_dir: PathBuf,
+    pub state_dir: &'a dyn StateDir,
 }
 
 /// One install, at the stage `S`.
-pub struct Install<S> {
+pub struct Install<'a, S> {
     release: Release,
-    target: Target,
+    target: Target<'a>,
     traffic: Traffic,
     _stage: S,
 }
 
-impl Install<Cleared> {
+impl<'a> Install<'a, Cleared> {
     /// Step 1: the slot's entry goes, then its boot files and passport; flushed. From here the old fallback is given up.
     /// The partitions are marked half-written and get the identity (PARTUUIDs) of the content to come.
-    pub fn clear(release: Release, target: Target) -> Result<Install<Cleared>, InstallError> {
+    pub fn clear(release: Release, target: Target<'a>) -> Result<Install<'a, Cleared>, InstallError> {
         target.bootloader.forget(target.slot.slot())?;
         let install = Install { release, target, traffic: Traffic::default(), _stage: Cleared(()) };
         for layer in &install.release.manifest.slots {
@@ -79,9 +79,9 @@ impl Install<Cleared> {
         indexes: &[Index],
         runtime: &tokio::runtime::Handle,
         progress: &dyn Progress,
-    ) -> Result<Install<Written>, InstallError> {
+    ) -> Result<Install<'a, Written>, InstallError> {
         let slot = self.target.slot.slot();
-        let journal = journal::Journal::open(&self.target.state_dir, self.release.digest, slot)?;
+        let journal = journal::Journal::open(self.target.state_dir, self.release.digest, slot)?;
         let mut traffic = Traffic::default();
         for (layer, index) in self.release.manifest.slots.iter().zip(indexes) {
             let info = self.release.verity(&layer.name)?.clone();
@@ -121,7 +121,7 @@ impl Install<Cleared> {
         progress.begin(Phase::Boot, layers.iter().map(|layer| layer.blob.size).sum());
         let mut files = Vec::new();
         for layer in layers {
-            let fetching = boot_files::fetch(registry, layer, &self.target.state_dir, progress);
+            let fetching = boot_files::fetch(registry, layer, self.target.state_dir.path(), progress);
             let (file, fetched) = runtime
                 .block_on(until_stopped(progress, fetching))
                 .unwrap_or(Err(InstallError::Interrupted))?;
@@ -132,22 +132,22 @@ impl Install<Cleared> {
         self.target
             .bootloader
             .prepare(self.target.slot.slot(), &read_back::boot_set(&self.release, files))?;
-        boot_files::tidy(layers, &self.target.state_dir);
+        boot_files::tidy(layers, self.target.state_dir.path());
         progress.end();
         Ok(())
     }
 }
 
-impl Install<Written> {
+impl<'a> Install<'a, Written> {
     /// A release that already lies in the slot, by its passport: nothing was fetched or written, everything is to be
     /// proven all the same.
-    pub fn present(release: Release, target: Target) -> Install<Written> {
+    pub fn present(release: Release, target: Target<'a>) -> Install<'a, Written> {
         Install { release, target, traffic: Traffic::default(), _stage: Written(()) }
     }
 
     /// Step 3: caches dropped, all of it read back; data against the hash tree, the tree against the signed root hash,
     /// boot files and passport against their digests.
-    pub fn prove(self, progress: &dyn Progress) -> Result<Install<Proven>, InstallError> {
+    pub fn prove(self, progress: &dyn Progress) -> Result<Install<'a, Proven>, InstallError> {
         let (root, tree) = (self.target.slot.root(), self.target.slot.verity());
         let place = Place {
             slot: self.target.slot.slot(),
@@ -161,7 +161,7 @@ impl Install<Written> {
     }
 }
 
-impl Install<Proven> {
+impl Install<'_, Proven> {
     /// Step 4, the commit point: one boot-record write. `tries` starts are granted.
     pub fn arm(self, tries: u8) -> Result<Traffic, InstallError> {
         let bootloader = &self.target.bootloader;
@@ -176,8 +176,8 @@ impl Install<Proven> {
     }
 }
 
-impl<S> Install<S> {
-    fn at<T>(self, stage: T) -> Install<T> {
+impl<'a, S> Install<'a, S> {
+    fn at<T>(self, stage: T) -> Install<'a, T> {
         Install { release: self.release, target: self.target, traffic: self.traffic, _stage: stage }
     }
 }

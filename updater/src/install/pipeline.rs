@@ -69,7 +69,7 @@ pub struct SlotJob<'a> {
     /// The slot partition.
     pub device: Arc<dyn BlockDevice>,
     /// Remembers how far the flushed bytes reach.
-    pub journal: &'a Journal,
+    pub journal: &'a Journal<'a>,
     /// Who waits.
     pub progress: &'a dyn Progress,
 }

@@ -1,0 +1,253 @@
+//! The images that a power cut at one step can leave.
+//!
+//! Not here: what becomes of them (`sweep`). Rule: what was flushed is there; of the rest anything may be there, in any
+//! combination, and the last write may be torn.
+
+use std::collections::HashMap;
+use std::fmt;
+use std::str::FromStr;
+use std::sync::Arc;
+
+use super::image::{FILE_ROWS, Image, Row, share};
+use super::recorder::{Domain, Op};
+
+/// So many unflushed steps at most are tried in every combination.
+const ALL_SUBSETS_MAX: usize = 6;
+
+/// What of the unflushed steps a cut leaves. Numbers count from the oldest unflushed step.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Kind {
+    /// Nothing.
+    None,
+    /// All.
+    All,
+    /// The first so many.
+    Prefix(usize),
+    /// All but this one.
+    Lost(usize),
+    /// All, but of the last one only the first so many rows.
+    Torn(usize),
+    /// All, but of the last one only the rows behind the first so many.
+    TornTail(usize),
+    /// Those whose bit is set.
+    Subset(u64),
+    /// A seeded choice.
+    Sample(u64),
+    /// All, and the state folder is gone.
+    FolderLost,
+}
+
+impl fmt::Display for Kind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Kind::None => f.write_str("none"),
+            Kind::All => f.write_str("all"),
+            Kind::Prefix(count) => write!(f, "prefix:{count}"),
+            Kind::Lost(which) => write!(f, "lost:{which}"),
+            Kind::Torn(rows) => write!(f, "torn:{rows}"),
+            Kind::TornTail(rows) => write!(f, "torn-tail:{rows}"),
+            Kind::Subset(bits) => write!(f, "subset:{bits}"),
+            Kind::Sample(seed) => write!(f, "sample:{seed}"),
+            Kind::FolderLost => f.write_str("folder-lost"),
+        }
+    }
+}
+
+impl FromStr for Kind {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Kind, String> {
+        let (word, number) = text.split_once(':').unwrap_or((text, "0"));
+        let number: u64 = number.parse().map_err(|_| format!("`{number}` is no number"))?;
+        Ok(match word {
+            "none" => Kind::None,
+            "all" => Kind::All,
+            "prefix" => Kind::Prefix(number as usize),
+            "lost" => Kind::Lost(number as usize),
+            "torn" => Kind::Torn(number as usize),
+            "torn-tail" => Kind::TornTail(number as usize),
+            "subset" => Kind::Subset(number),
+            "sample" => Kind::Sample(number),
+            "folder-lost" => Kind::FolderLost,
+            _ => return Err(format!("`{word}` is no kind of cut")),
+        })
+    }
+}
+
+/// How many images are made of one step.
+#[derive(Debug, Clone, Copy)]
+pub struct Effort {
+    /// Seeded choices where there are too many combinations.
+    pub samples: usize,
+    /// Single losses and prefixes at most; more are spread evenly.
+    pub singles: usize,
+    /// Tears of the last write at most.
+    pub tears: usize,
+    /// Whether the state folder is lost as well.
+    pub folder_lost: bool,
+}
+
+/// The unflushed steps at one point of a run.
+pub struct Cut<'r> {
+    /// What is on the medium for sure.
+    pub durable: &'r Image,
+    /// What is not flushed, oldest first.
+    pub pending: &'r [&'r Op],
+    /// The step, for seeds.
+    pub at: usize,
+}
+
+impl Cut<'_> {
+    /// The kinds of image that are made here.
+    pub fn kinds(&self, effort: Effort) -> Vec<Kind> {
+        let count = self.pending.len();
+        let mut kinds = vec![Kind::None];
+        if effort.folder_lost {
+            kinds.push(Kind::FolderLost);
+        }
+        if count == 0 {
+            return kinds;
+        }
+        kinds.push(Kind::All);
+        if let Some(Op::Rows(_, rows)) = self.pending.last() {
+            // In half, and at every sector as far as the effort goes.
+            kinds.extend(spread(1, rows.len(), effort.tears).map(Kind::Torn));
+            kinds.extend(spread(1, rows.len(), effort.tears).map(Kind::TornTail));
+        }
+        if count <= ALL_SUBSETS_MAX {
+            kinds.extend((1..(1_u64 << count) - 1).map(Kind::Subset));
+            return kinds;
+        }
+        kinds.extend(spread(1, count, effort.singles).map(Kind::Prefix));
+        kinds.extend(spread(0, count, effort.singles).map(Kind::Lost));
+        kinds.extend((0..effort.samples as u64).map(|number| Kind::Sample(self.at as u64 * 1_000 + number)));
+        kinds
+    }
+
+    /// Which unflushed steps are kept, whole, and what rows of the last.
+    fn kept(&self, kind: &Kind) -> Vec<bool> {
+        let count = self.pending.len();
+        let bits = |bits: u64| (0..count).map(move |at| at < 64 && bits >> at & 1 == 1).collect();
+        match kind {
+            Kind::None => vec![false; count],
+            Kind::All | Kind::FolderLost => vec![true; count],
+            Kind::Prefix(first) => (0..count).map(|at| at < *first).collect(),
+            Kind::Lost(lost) => (0..count).map(|at| at != *lost).collect(),
+            Kind::Torn(_) | Kind::TornTail(_) => (0..count).map(|at| at + 1 < count).collect(),
+            Kind::Subset(set) => bits(*set),
+            Kind::Sample(seed) => {
+                let mut random = fastrand::Rng::with_seed(*seed);
+                // Few lost, few kept, or anything: each finds other mistakes.
+                let chance = [0.1, 0.5, 0.9][random.usize(0..3)];
+                (0..count).map(|_| random.f64() < chance).collect()
+            }
+        }
+    }
+
+    /// What of the last step is kept when it is torn.
+    fn torn(&self, kind: &Kind) -> Option<Op> {
+        let Some(Op::Rows(domain, rows)) = self.pending.last() else { return None };
+        let part = match kind {
+            Kind::Torn(first) => &rows[..*first],
+            Kind::TornTail(first) => &rows[*first..],
+            _ => return None,
+        };
+        Some(Op::Rows(*domain, part.to_vec()))
+    }
+
+    /// The image.
+    pub fn image(&self, kind: &Kind) -> Image {
+        let mut image = self.durable.clone();
+        for (op, kept) in self.pending.iter().zip(self.kept(kind)) {
+            if kept {
+                op.apply(&mut image);
+            }
+        }
+        if let Some(op) = self.torn(kind) {
+            op.apply(&mut image);
+        }
+        if *kind == Kind::FolderLost {
+            image.lose_files();
+        }
+        image
+    }
+
+    /// The image's sum, without making it where only the disk differs.
+    pub fn sum(&self, kind: &Kind, durable_folder: u128) -> u128 {
+        if *kind == Kind::FolderLost || self.pending.iter().any(|op| op.domain() != Domain::Disk) {
+            return self.image(kind).sum();
+        }
+        let mut latest: HashMap<u64, &Row> = HashMap::new();
+        let torn = self.torn(kind);
+        let kept = self.pending.iter().zip(self.kept(kind)).filter(|(_, kept)| *kept).map(|(op, _)| *op);
+        for op in kept.chain(torn.as_ref()) {
+            if let Op::Rows(_, rows) = op {
+                latest.extend(rows.iter().map(|(row, content)| (*row, content)));
+            }
+        }
+        let disk = latest.into_iter().fold(self.durable.disk_sum(), |sum, (row, content)| {
+            debug_assert!(row < FILE_ROWS);
+            let old = self.durable.row(row).digest;
+            sum.wrapping_add(share(row, content.digest)).wrapping_sub(share(row, old))
+        });
+        disk.wrapping_add(durable_folder)
+    }
+}
+
+/// Up to `most` numbers from `first` to `end`, evenly.
+fn spread(first: usize, end: usize, most: usize) -> impl Iterator<Item = usize> {
+    let span = end.saturating_sub(first);
+    let count = span.min(most);
+    (0..count).map(move |at| first + at * span / count.max(1))
+}
+
+/// Walks through a run: at each step what is durable and what is not.
+pub struct Walk {
+    durable: Image,
+    ops: Arc<Vec<Op>>,
+    pending: Vec<usize>,
+    at: usize,
+}
+
+impl Walk {
+    /// From the run's first step.
+    pub fn new(image: Image, ops: Arc<Vec<Op>>) -> Walk {
+        Walk { durable: image, ops, pending: Vec::new(), at: 0 }
+    }
+
+    /// The power is cut after the steps so far.
+    pub fn with_cut<T>(&self, work: impl FnOnce(&Cut<'_>) -> T) -> T {
+        let pending: Vec<&Op> = self.pending.iter().map(|at| &self.ops[*at]).collect();
+        work(&Cut { durable: &self.durable, pending: &pending, at: self.at })
+    }
+
+    /// The next step is done; false when there is none.
+    pub fn step(&mut self) -> bool {
+        let Some(op) = self.ops.get(self.at) else { return false };
+        match op {
+            Op::Flush(domain) => {
+                let (ops, durable) = (&self.ops, &mut self.durable);
+                self.pending.retain(|at| {
+                    let of_it = ops[*at].domain() == *domain;
+                    if of_it {
+                        ops[*at].apply(durable);
+                    }
+                    !of_it
+                });
+            }
+            _ => self.pending.push(self.at),
+        }
+        self.at += 1;
+        true
+    }
+
+    /// How many steps were done.
+    pub fn at(&self) -> usize {
+        self.at
+    }
+
+    /// True when the next step is a flush, or there is none: what is then unflushed is the most that a cut can take.
+    pub fn before_a_flush(&self) -> bool {
+        self.ops.get(self.at).is_none_or(|op| matches!(op, Op::Flush(_)))
+    }
+}

@@ -1,0 +1,194 @@
+//! What becomes of an image when the power comes back, and whether every promise held.
+//!
+//! Not here: which images there are. Rule: a judgement depends on the image alone, so that it may stand for every image
+//! that agrees with it on all that was read.
+
+use std::collections::BTreeSet;
+use std::path::Path;
+use std::sync::Arc;
+
+use anyhow::Result;
+use switchback::engine::answers::{Reach, Request};
+use switchback::facts::{Facts, state_file};
+use switchback_bootloader::boot_state::{BootState, SlotBoot};
+use switchback_bootloader::systemd_boot::{look, pe};
+use switchback_partitions::slot::Slot;
+
+use super::broken::Broken;
+use super::image::Image;
+use super::machine::{Fitness, World};
+use super::promise::{Promise, Violation};
+use super::recorder::{Op, Writer};
+use super::site::Site;
+
+/// What a scenario expects of the end.
+#[derive(Debug, Clone)]
+pub struct Expected {
+    /// How release 1.1 behaves.
+    pub fitness: Fitness,
+    /// Versions that the machine may run in the end.
+    pub rests: Vec<&'static str>,
+    /// An order that must succeed in the end, whatever was cut: the version.
+    pub then: Option<&'static str>,
+    /// An operator asked for an older security version.
+    pub below_floor: bool,
+}
+
+/// What one image came to.
+#[derive(Debug, Clone)]
+pub struct Judgement {
+    /// Broken promises.
+    pub violations: Vec<Violation>,
+    /// Each durable record as it was found: boot record, facts, state file.
+    pub records: [String; 3],
+    /// True when facts or state file could not be read although a file was there.
+    pub unreadable: bool,
+    /// Where the machine came to rest: slot and version.
+    pub rest: Option<(Slot, String)>,
+    /// How often it was started.
+    pub starts: u32,
+    /// The recovery's own steps, for the next cut.
+    pub ops: Arc<Vec<Op>>,
+    /// What was read of the disk: row and digest.
+    pub seen: Vec<(u64, u128)>,
+}
+
+/// Powers on with `image` and looks until the machine rests.
+pub fn judge(
+    site: &Site,
+    scratch: &Path,
+    image: Image,
+    expected: &Expected,
+    broken: Option<Broken>,
+    life: usize,
+) -> Result<Judgement> {
+    clean(scratch)?;
+    let world = World::new(site, scratch, image, expected.fitness, broken, None, life)?;
+    let (records, unreadable, floor) = records(&world);
+    let broke = |promise, words: String| world.recorder.broken(promise, words);
+    let rest = match world.settle() {
+        Ok(Some(slot)) => Some((slot, world.running_version(slot).to_owned())),
+        Ok(None) => {
+            broke(Promise::AlwaysBootable, "the firmware finds nothing of ours to start".into());
+            None
+        }
+        Err(error) => {
+            broke(Promise::AlwaysBootable, format!("{error:#}"));
+            None
+        }
+    };
+    let ops = Arc::new(world.recorder.ops());
+    let starts = world.starts();
+    if let Some((slot, version)) = &rest {
+        at_rest(&world, expected, *slot, version, floor, starts)?;
+        if let Some(wanted) = expected.then {
+            ordered_again(&world, *slot, wanted)?;
+        }
+    }
+    let mut violations = world.recorder.violations();
+    violations.dedup();
+    Ok(Judgement { violations, records, unreadable, rest, starts, ops, seen: world.recorder.seen() })
+}
+
+/// Nothing is carried over that the image does not hold.
+pub fn clean(scratch: &Path) -> Result<()> {
+    for entry in std::fs::read_dir(scratch)? {
+        let path = entry?.path();
+        if path.is_file() {
+            std::fs::remove_file(path)?;
+        } else {
+            std::fs::remove_dir_all(path)?;
+        }
+    }
+    Ok(())
+}
+
+fn records(world: &World<'_>) -> ([String; 3], bool, u64) {
+    let boot = world.boot().map_or_else(|error| format!("unreadable: {error:#}"), |state| format!("{state:?}"));
+    let folder = world.folder();
+    let (facts, lost, floor) = match Facts::read(&*folder) {
+        Ok(facts) => (format!("{:?}", facts.known()), facts.known().lost, facts.known().floor),
+        Err(error) => (format!("unreadable: {error}"), true, 0),
+    };
+    let state = state_file::load(&*folder);
+    let torn = matches!(state, state_file::Loaded::Unreadable(_));
+    ([boot, facts, format!("{state:?}")], lost || torn, floor)
+}
+
+/// What holds of a machine that was left alone until it rests.
+fn at_rest(
+    world: &World<'_>,
+    expected: &Expected,
+    slot: Slot,
+    version: &str,
+    floor: u64,
+    starts: u32,
+) -> Result<()> {
+    let broke = |promise, words: String| world.recorder.broken(promise, words);
+    let state = world.boot()?;
+    if state.slot(slot) != SlotBoot::Good {
+        broke(Promise::Settles, format!("at rest on slot {slot}, which is not confirmed: {state:?}"));
+    }
+    if let SlotBoot::Trial { .. } = state.slot(slot.other()) {
+        broke(Promise::Settles, format!("at rest, and the next restart would begin a trial: {state:?}"));
+    }
+    if !expected.rests.contains(&version) {
+        let promise = if expected.fitness == Fitness::Well { Promise::OldOrNew } else { Promise::UnattendedReturn };
+        broke(promise, format!("at rest on {version}, which is none of {:?}", expected.rests));
+    }
+    if starts > u32::from(super::machine::TRIES) + 2 {
+        broke(Promise::UnattendedReturn, format!("it took {starts} starts"));
+    }
+    let found = look::look(&*world.esp(Writer::Updater)?, pe::Machine::host())?;
+    if !found.torn.is_empty() {
+        broke(Promise::OldOrNew, format!("two names for one entry are left: {:?}", found.torn));
+    }
+    let facts = Facts::read(&*world.folder())?;
+    let known = facts.known();
+    let running = world.site.release(if version.is_empty() { "1.0" } else { version });
+    if known.floor < floor || (known.floor > floor && running.security_version < known.floor) {
+        broke(Promise::NoStealthDowngrade, format!("the floor went from {floor} to {}", known.floor));
+    }
+    if running.security_version < known.floor && !expected.below_floor {
+        broke(Promise::NoStealthDowngrade, format!("{version} runs below the floor {}", known.floor));
+    }
+    steady(world, slot, &state)
+}
+
+/// Asked again and started again, the machine does nothing more.
+fn steady(world: &World<'_>, slot: Slot, state: &BootState) -> Result<()> {
+    let broke = |promise, words: String| world.recorder.broken(promise, words);
+    let before = (world.recorder.count(), world.recorder.now().sum());
+    let (_, reboots) = world.ask(slot, "1.1", Request::BootCheck { no_reboot: false })?;
+    let after = (world.recorder.count(), world.recorder.now().sum());
+    if reboots || before != after {
+        broke(Promise::Settles, "asked once more, it went on changing something".into());
+    }
+    match world.settle() {
+        Ok(Some(again)) if again == slot && world.boot()? == *state => {}
+        other => broke(Promise::Settles, format!("started once more, it is elsewhere: {other:?}")),
+    }
+    Ok(())
+}
+
+/// The same order again has to lead to where the first one would have led.
+fn ordered_again(world: &World<'_>, slot: Slot, wanted: &str) -> Result<()> {
+    let broke = |promise, words: String| world.recorder.broken(promise, words);
+    if world.running_version(slot) == wanted {
+        return Ok(());
+    }
+    let answer = world.update(slot, wanted, Reach::Reboot)?;
+    if let Err(failure) = answer {
+        broke(Promise::Settles, format!("the order given again fails: {failure}"));
+        return Ok(());
+    }
+    match world.settle() {
+        Ok(Some(slot)) if world.running_version(slot) == wanted => {}
+        Ok(other) => {
+            let versions: BTreeSet<&str> = Slot::ALL.map(|slot| world.running_version(slot)).into();
+            broke(Promise::Settles, format!("ordered again, it rests on {other:?} of {versions:?}"));
+        }
+        Err(error) => broke(Promise::AlwaysBootable, format!("ordered again: {error:#}")),
+    }
+    Ok(())
+}

@@ -1,0 +1,62 @@
+//! Judgements, found again for every image that agrees on all that was read.
+//!
+//! Not here: judging. Rule: sound without luck: an image gets a judgement only when each row that the judged run read is
+//! the same in it, and so is the whole state folder.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use super::image::Image;
+use super::judge::Judgement;
+
+/// All judgements of one scenario.
+#[derive(Default)]
+pub struct Memo {
+    folders: HashMap<u128, Node>,
+}
+
+enum Node {
+    /// One judgement.
+    Leaf(Arc<Judgement>),
+    /// Which judgement it is depends on one row.
+    Split(u64, HashMap<u128, Node>),
+}
+
+impl Memo {
+    /// The judgement of an image that is as good as this one.
+    pub fn find(&self, image: &Image) -> Option<Arc<Judgement>> {
+        let mut node = self.folders.get(&image.folder_sum())?;
+        loop {
+            match node {
+                Node::Split(row, branches) => node = branches.get(&image.row(*row).digest)?,
+                Node::Leaf(judgement) => {
+                    return differs(judgement, image).is_none().then(|| judgement.clone());
+                }
+            }
+        }
+    }
+
+    /// Keeps a judgement of `image`.
+    pub fn keep(&mut self, image: &Image, judgement: Arc<Judgement>) {
+        let new = || Node::Leaf(judgement.clone());
+        let mut node = self.folders.entry(image.folder_sum()).or_insert_with(new);
+        loop {
+            match node {
+                Node::Split(row, branches) => {
+                    node = branches.entry(image.row(*row).digest).or_insert_with(new);
+                }
+                Node::Leaf(old) => {
+                    let Some((row, digest)) = differs(old, image) else { return };
+                    let old = Node::Leaf(old.clone());
+                    *node = Node::Split(row, HashMap::from([(digest, old), (image.row(row).digest, new())]));
+                    return;
+                }
+            }
+        }
+    }
+}
+
+/// The first row on which the image is not as the judged one was: the row, and how it was there.
+fn differs(judgement: &Judgement, image: &Image) -> Option<(u64, u128)> {
+    judgement.seen.iter().copied().find(|(row, digest)| image.row(*row).digest != *digest)
+}

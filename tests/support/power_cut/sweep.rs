@@ -1,0 +1,207 @@
+//! Every cut of a run, and every cut of what follows from it, until no image is new.
+//!
+//! Not here: what is run (`scenario`), what must hold (`judge`). Rule: an image is counted once for each way to it, looked
+//! at once for each content, and judged once for each set of rows that matter.
+
+use std::collections::{HashSet, VecDeque};
+use std::path::Path;
+use std::sync::Arc;
+
+use anyhow::Result;
+
+use super::broken::Broken;
+use super::cuts::{Cut, Effort, Kind, Walk};
+use super::image::Image;
+use super::judge::{Expected, Judgement, judge};
+use super::memo::Memo;
+use super::promise::{Promise, Violation};
+use super::recorder::Op;
+use super::site::Site;
+
+/// How much of a scenario is tried.
+#[derive(Debug, Clone, Copy)]
+pub struct Depth {
+    /// What is made of one step.
+    pub effort: Effort,
+    /// Cuts during recovery from cuts, this many deep.
+    pub lives: usize,
+    /// Of the steps of a run, about so many; all when there are fewer.
+    pub steps: usize,
+    /// It ends after so many violations: more say nothing new.
+    pub violations: usize,
+}
+
+/// What a scenario came to.
+#[derive(Debug, Default, Clone)]
+pub struct Figures {
+    /// Steps of the first run.
+    pub operations: usize,
+    /// Images made.
+    pub images: u64,
+    /// Different ones among them.
+    pub distinct: u64,
+    /// Machines that were started with one.
+    pub judged: u64,
+    /// Power cuts in a row, at most.
+    pub lives: usize,
+    /// Broken promises: how to see each again, and what it is.
+    pub violations: Vec<(String, Violation)>,
+}
+
+/// One run whose cuts are looked at.
+struct Life {
+    image: Image,
+    ops: Arc<Vec<Op>>,
+    /// The cuts that led to it: `k/kind` for each.
+    path: Vec<String>,
+    /// The first step at which it makes sense to cut.
+    from: usize,
+}
+
+/// A sweep under way.
+pub struct Sweep<'a> {
+    site: &'a Site,
+    scratch: &'a Path,
+    expected: Expected,
+    broken: Option<Broken>,
+    depth: Depth,
+    known: HashSet<u128>,
+    memo: Memo,
+    queue: VecDeque<Life>,
+    /// What was found so far.
+    pub figures: Figures,
+}
+
+impl<'a> Sweep<'a> {
+    /// A sweep over a run of `ops` that began with `image`.
+    pub fn new(
+        site: &'a Site,
+        scratch: &'a Path,
+        expected: Expected,
+        broken: Option<Broken>,
+        depth: Depth,
+    ) -> Sweep<'a> {
+        Sweep {
+            site,
+            scratch,
+            expected,
+            broken,
+            depth,
+            known: HashSet::new(),
+            memo: Memo::default(),
+            queue: VecDeque::new(),
+            figures: Figures::default(),
+        }
+    }
+
+    /// Cuts a run at each step, then the recoveries.
+    pub fn run(&mut self, image: Image, ops: Arc<Vec<Op>>, from: usize) -> Result<()> {
+        self.figures.operations += ops.len() - from;
+        self.queue.push_back(Life { image, ops, path: Vec::new(), from });
+        while let Some(life) = self.queue.pop_front() {
+            self.figures.lives = self.figures.lives.max(life.path.len() + 1);
+            self.cut(&life)?;
+            if self.figures.violations.len() >= self.depth.violations {
+                break;
+            }
+        }
+        Ok(())
+    }
+
+    fn cut(&mut self, life: &Life) -> Result<()> {
+        let mut walk = Walk::new(life.image.clone(), life.ops.clone());
+        let steps = life.ops.len() - life.from;
+        let stride = steps.div_ceil(self.depth.steps).max(1);
+        // Which steps of many are taken differs from life to life.
+        let phase = life.path.len() + life.from;
+        loop {
+            let at = walk.at();
+            let chosen = at % stride == phase % stride || walk.before_a_flush() && self.depth.lives > 1;
+            if at >= life.from && chosen {
+                walk.with_cut(|cut| self.images(life, cut))?;
+                if self.figures.violations.len() >= self.depth.violations {
+                    return Ok(());
+                }
+            }
+            if !walk.step() {
+                return Ok(());
+            }
+        }
+    }
+
+    fn images(&mut self, life: &Life, cut: &Cut<'_>) -> Result<()> {
+        let folder = cut.durable.folder_sum();
+        let mut allowed: Vec<[String; 3]> = Vec::new();
+        for kind in cut.kinds(self.depth.effort) {
+            self.figures.images += 1;
+            // `none` and `all` are what the others are compared with, known or not.
+            let ends = matches!(kind, Kind::None | Kind::All);
+            let is_new = self.known.insert(cut.sum(&kind, folder));
+            self.figures.distinct += u64::from(is_new);
+            if !is_new && !ends {
+                continue;
+            }
+            let image = cut.image(&kind);
+            let judgement = self.judgement(life, cut.at, &kind, image, is_new)?;
+            if ends {
+                allowed.push(judgement.records.clone());
+            }
+            if is_new {
+                self.verdict(life, cut, &kind, &judgement, &allowed);
+            }
+        }
+        Ok(())
+    }
+
+    fn judgement(
+        &mut self,
+        life: &Life,
+        at: usize,
+        kind: &Kind,
+        image: Image,
+        is_new: bool,
+    ) -> Result<Arc<Judgement>> {
+        if let Some(known) = self.memo.find(&image) {
+            return Ok(known);
+        }
+        let lives = life.path.len() + 1;
+        let judged = judge(self.site, self.scratch, image.clone(), &self.expected, self.broken, lives)?;
+        let judged = Arc::new(judged);
+        self.figures.judged += 1;
+        self.memo.keep(&image, judged.clone());
+        if is_new && lives < self.depth.lives && judged.violations.is_empty() {
+            let mut path = life.path.clone();
+            path.push(format!("{at}/{kind}"));
+            self.queue.push_back(Life { image, ops: judged.ops.clone(), path, from: 0 });
+        }
+        Ok(judged)
+    }
+
+    fn verdict(
+        &mut self,
+        life: &Life,
+        cut: &Cut<'_>,
+        kind: &Kind,
+        judgement: &Judgement,
+        allowed: &[[String; 3]],
+    ) {
+        let mut found = judgement.violations.clone();
+        if judgement.unreadable && *kind != Kind::FolderLost {
+            let words = format!("a record cannot be read: {:?}", judgement.records);
+            found.push(Violation { promise: Promise::OldOrNew, words });
+        }
+        // With more than one step unflushed there are steps between the old value and the new one.
+        if *kind != Kind::FolderLost && cut.pending.len() <= 1 {
+            for (name, at) in [("boot record", 0), ("facts", 1), ("state file", 2)] {
+                let record = &judgement.records[at];
+                if !allowed.iter().any(|records| records[at] == *record) {
+                    let words = format!("the {name} reads as neither the old nor the new: {record}");
+                    found.push(Violation { promise: Promise::OldOrNew, words });
+                }
+            }
+        }
+        let mut path = life.path.clone();
+        path.push(format!("{}/{kind}", cut.at));
+        self.figures.violations.extend(found.into_iter().map(|violation| (path.join(","), violation)));
+    }
+}

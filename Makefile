@@ -4,7 +4,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help build demo demo-boot test test-all boot-test check bench deb deb-test device lab lab-parts
+.PHONY: help build demo demo-boot test test-all boot-test power-cut power-cut-selftest check bench deb deb-test device lab lab-parts
 
 TARGET := x86_64-unknown-linux-gnu
 DEVICE := target/$(TARGET)/device/switchback
@@ -44,6 +44,12 @@ test: lab       ## everything that must pass before a change lands, a sample of 
 
 boot-test: lab  ## every scenario of the boot lab
 	cargo test --locked -q -p switchback-tests --test boot -- --all
+
+power-cut: build  ## every story of an update, cut at every step: the table of crash images and broken promises
+	cargo test --locked --release -q -p switchback-tests --test power_cut -- --all
+
+power-cut-selftest: build  ## updaters with one mistake each, and the promise that catches it
+	cargo test --locked -q -p switchback-tests --test power_cut -- --selftest
 
 test-all: test check boot-test deb-test  ## all of the above, and the checks
 

@@ -8,8 +8,9 @@ use std::process::ExitCode;
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use anyhow::{Context as _, Result, bail};
+use anyhow::{Context as _, Result, anyhow, bail};
 use switchback_tests::power_cut::broken::Broken;
+use switchback_tests::power_cut::cuts::Effort;
 use switchback_tests::power_cut::promise::Promise;
 use switchback_tests::power_cut::run::{FULL, SAMPLE, replay, run};
 use switchback_tests::power_cut::scenario::{SCENARIOS, Scenario};
@@ -46,6 +47,8 @@ struct Outcome {
 }
 
 fn main() -> ExitCode {
+    // A panic of a broken updater is a finding, told where it was caught.
+    std::panic::set_hook(Box::new(|_| {}));
     let words: Vec<String> = std::env::args().skip(1).collect();
     let says = |flag: &str| words.iter().any(|word| word == flag);
     let names: Vec<&String> = words.iter().filter(|word| !word.starts_with('-')).collect();
@@ -56,7 +59,8 @@ fn main() -> ExitCode {
     let mut jobs: Vec<Job> = Vec::new();
     if !selftest {
         // The sample of `make test` has one geometry for most stories; each is in it.
-        let wanted = |scenario: &&Scenario, sector_bytes: usize| all || sector_bytes == 512 || in_both(scenario);
+        let wanted =
+            |scenario: &&Scenario, sector_bytes: usize| all || sector_bytes == 512 || in_both(scenario);
         for sector_bytes in GEOMETRIES {
             let stories = SCENARIOS.iter().filter(|scenario| wanted(scenario, sector_bytes));
             jobs.extend(stories.map(|scenario| Job::Story(scenario, sector_bytes)));
@@ -108,7 +112,10 @@ fn again(names: &[&String]) -> Result<()> {
     let scenario = scenario.with_context(|| format!("there is no story `{story}`"))?;
     let (told, judgement) = replay(&Site::new(geometry.parse()?)?, scenario, path)?;
     told.iter().for_each(|line| println!("{line}"));
-    println!("boot record  {}\nfacts        {}\nstate file   {}", judgement.records[0], judgement.records[1], judgement.records[2]);
+    println!(
+        "boot record  {}\nfacts        {}\nstate file   {}",
+        judgement.records[0], judgement.records[1], judgement.records[2]
+    );
     println!("at rest      {:?} after {} starts", judgement.rest, judgement.starts);
     for violation in &judgement.violations {
         println!("BROKEN       {violation}");
@@ -120,17 +127,24 @@ fn again(names: &[&String]) -> Result<()> {
 }
 
 fn run_all(jobs: &[Job], depth: Depth) -> Vec<Outcome> {
-    let sites: BTreeMap<usize, Mutex<Option<std::sync::Arc<Site>>>> =
-        GEOMETRIES.map(|sector_bytes| (sector_bytes, Mutex::new(None))).into();
+    // Made before the workers begin: a program that is started meanwhile would hold their locks for a moment.
+    let needed = |sector_bytes: usize| {
+        jobs.iter().any(|job| match job {
+            Job::Story(_, wanted) => *wanted == sector_bytes,
+            Job::Mistake(..) => sector_bytes == 512,
+        })
+    };
+    let sites: BTreeMap<usize, Result<Site>> = GEOMETRIES
+        .into_iter()
+        .filter(|bytes| needed(*bytes))
+        .map(|bytes| (bytes, Site::new(bytes)))
+        .collect();
     let queue: Mutex<VecDeque<Job>> = Mutex::new(jobs.iter().copied().collect());
     let outcomes = Mutex::new(Vec::new());
-    let site = |sector_bytes: usize| -> Result<std::sync::Arc<Site>> {
-        let slot = sites.get(&sector_bytes).context("no such geometry")?;
-        let mut made = slot.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(site) = &*made {
-            return Ok(site.clone());
-        }
-        Ok(made.insert(std::sync::Arc::new(Site::new(sector_bytes)?)).clone())
+    let site = |sector_bytes: usize| match sites.get(&sector_bytes) {
+        Some(Ok(site)) => Ok(site),
+        Some(Err(error)) => Err(anyhow!("{error:#}")),
+        None => Err(anyhow!("there is no disk with sectors of {sector_bytes} bytes")),
     };
     std::thread::scope(|threads| {
         for _ in 0..WORKERS {
@@ -147,11 +161,13 @@ fn run_all(jobs: &[Job], depth: Depth) -> Vec<Outcome> {
     outcomes.into_inner().unwrap_or_else(PoisonError::into_inner)
 }
 
-fn run_one(job: Job, depth: Depth, site: &dyn Fn(usize) -> Result<std::sync::Arc<Site>>) -> Outcome {
+fn run_one<'s>(job: Job, depth: Depth, site: &dyn Fn(usize) -> Result<&'s Site>) -> Outcome {
     let began = Instant::now();
     let result = match job {
-        Job::Story(scenario, sector_bytes) => site(sector_bytes).and_then(|site| story(&site, scenario, depth)),
-        Job::Mistake(broken, promise) => site(512).and_then(|site| mistake(&site, broken, promise)),
+        Job::Story(scenario, sector_bytes) => {
+            site(sector_bytes).and_then(|site| story(site, scenario, depth))
+        }
+        Job::Mistake(broken, promise) => site(512).and_then(|site| mistake(site, broken, promise)),
     };
     let (figures, failure) = match result {
         Ok((figures, failure)) => (figures, failure),
@@ -159,6 +175,7 @@ fn run_one(job: Job, depth: Depth, site: &dyn Fn(usize) -> Result<std::sync::Arc
     };
     let word = if failure.is_none() { "ok" } else { "FAILED" };
     println!("test {} ... {word}", job.name());
+    failure.iter().for_each(|failure| println!("{failure}"));
     if std::env::var_os("FIGURES").is_some() {
         println!("{:?} {:?}", outcome_words(&figures), began.elapsed());
     }
@@ -186,7 +203,8 @@ fn story(site: &Site, scenario: &Scenario, depth: Depth) -> Result<(Figures, Opt
 fn mistake(site: &Site, broken: Broken, promise: Promise) -> Result<(Figures, Option<String>)> {
     let mut seen = BTreeMap::new();
     for scenario in SCENARIOS.iter().filter(|scenario| scenario.trouble.is_none() && !scenario.folder_lost) {
-        let depth = Depth { violations: 40, lives: 2, ..SAMPLE };
+        let effort = Effort { samples: 0, singles: 1, tears: 1, folder_lost: false };
+        let depth = Depth { effort, steps: 90, violations: 100_000, until: Some(promise), ..SAMPLE };
         let figures = run(site, scenario, depth, Some(broken))?;
         for (path, violation) in &figures.violations {
             if violation.promise == promise {
@@ -200,7 +218,10 @@ fn mistake(site: &Site, broken: Broken, promise: Promise) -> Result<(Figures, Op
 }
 
 fn table(outcomes: &[Outcome]) {
-    println!("\n{:<28} {:>6} {:>10} {:>12} {:>10} {:>8} {:>5} {:>10} {:>6}", "story", "sector", "operations", "crash images", "distinct", "judged", "lives", "violations", "s");
+    println!(
+        "\n{:<28} {:>6} {:>10} {:>12} {:>10} {:>8} {:>5} {:>10} {:>6}",
+        "story", "sector", "operations", "crash images", "distinct", "judged", "lives", "violations", "s"
+    );
     let (mut images, mut distinct, mut violations) = (0, 0, 0);
     let mut rows: Vec<&Outcome> = outcomes.iter().collect();
     rows.sort_by_key(|outcome| match outcome.job {
@@ -251,5 +272,8 @@ fn summary(outcomes: &[Outcome], filtered: usize, took: Duration) -> ExitCode {
 }
 
 fn outcome_words(figures: &Figures) -> String {
-    format!("{} operations, {} images, {} distinct, {} judged, {} lives", figures.operations, figures.images, figures.distinct, figures.judged, figures.lives)
+    format!(
+        "{} operations, {} images, {} distinct, {} judged, {} lives",
+        figures.operations, figures.images, figures.distinct, figures.judged, figures.lives
+    )
 }

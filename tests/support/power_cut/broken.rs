@@ -21,15 +21,12 @@ use switchback_partitions::slot::Slot;
 
 use super::devices::{CutDisk, CutFolder};
 use super::promise::Promise;
-use super::site::Site;
 
 /// A mistake.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Broken {
-    /// Nothing that is written to a slot is flushed.
-    SkipsSlotFlush,
-    /// Nothing that is written to the boot partition is flushed.
-    SkipsBootFlush,
+    /// Nothing that is written to the disk is flushed.
+    SkipsFlush,
     /// The trial is armed as soon as the boot files are there.
     ArmsBeforeReadBack,
     /// The slot that runs is taken for the one that does not.
@@ -50,8 +47,6 @@ pub enum Broken {
     BothTablesAtOnce,
     /// The state file is emptied and written anew in its place.
     TruncatesRecord,
-    /// Both copies of the facts are overwritten before either is flushed.
-    BothFactsAtOnce,
     /// The confirmed slot's entry gets a counter at each start.
     CountsConfirmed,
     /// While a slot is on trial, the other is cleared for the next update.
@@ -63,8 +58,7 @@ pub enum Broken {
 impl Broken {
     /// Each with the promise that has to catch it.
     pub const ALL: &'static [(Broken, Promise)] = &[
-        (Broken::SkipsSlotFlush, Promise::ProvenBeforeArmed),
-        (Broken::SkipsBootFlush, Promise::AlwaysBootable),
+        (Broken::SkipsFlush, Promise::ProvenBeforeArmed),
         (Broken::ArmsBeforeReadBack, Promise::ProvenBeforeArmed),
         (Broken::WritesRunningSlot, Promise::RunningUntouched),
         (Broken::ConfirmsBeforeHealth, Promise::HealthBeforeConfirm),
@@ -75,7 +69,6 @@ impl Broken {
         (Broken::RetriesQuarantined, Promise::TriedOnce),
         (Broken::BothTablesAtOnce, Promise::AlwaysBootable),
         (Broken::TruncatesRecord, Promise::OldOrNew),
-        (Broken::BothFactsAtOnce, Promise::OldOrNew),
         (Broken::CountsConfirmed, Promise::Settles),
         (Broken::ClearsWayBack, Promise::FallbackKept),
         (Broken::ReadsBackFromCache, Promise::ProvenBeforeArmed),
@@ -84,8 +77,7 @@ impl Broken {
     /// The name that `make power-cut-selftest` prints.
     pub fn name(self) -> &'static str {
         match self {
-            Broken::SkipsSlotFlush => "skips the flush of the slot",
-            Broken::SkipsBootFlush => "skips the flush of the boot partition",
+            Broken::SkipsFlush => "skips a flush",
             Broken::ArmsBeforeReadBack => "arms before the read-back",
             Broken::WritesRunningSlot => "writes the running slot",
             Broken::ConfirmsBeforeHealth => "confirms before the health checks",
@@ -96,7 +88,6 @@ impl Broken {
             Broken::RetriesQuarantined => "tries a quarantined release again",
             Broken::BothTablesAtOnce => "rewrites both partition tables before a flush",
             Broken::TruncatesRecord => "truncates a record in place",
-            Broken::BothFactsAtOnce => "overwrites both copies of the facts before a flush",
             Broken::CountsConfirmed => "spends counters on a confirmed slot",
             Broken::ClearsWayBack => "clears the way back during a trial",
             Broken::ReadsBackFromCache => "reads back from the cache",
@@ -104,11 +95,11 @@ impl Broken {
     }
 
     /// The disk, as this updater uses it.
-    pub fn device(self, disk: CutDisk, site: &Site) -> Arc<dyn BlockDevice> {
-        let device = |skips: Skips| -> Arc<dyn BlockDevice> { Arc::new(Careless { disk: disk.clone(), skips }) };
+    pub fn device(self, disk: CutDisk) -> Arc<dyn BlockDevice> {
+        let device =
+            |skips: Skips| -> Arc<dyn BlockDevice> { Arc::new(Careless { disk: disk.clone(), skips }) };
         match self {
-            Broken::SkipsSlotFlush => device(Skips::FlushAfterSlots(AtomicU64::new(0), first_slot_byte(site))),
-            Broken::SkipsBootFlush => device(Skips::FlushAfter(AtomicU64::new(0), site.layout.esp.clone())),
+            Broken::SkipsFlush => device(Skips::Flushes),
             Broken::BothTablesAtOnce => device(Skips::FlushOfTable(AtomicU64::new(u64::MAX))),
             Broken::ReadsBackFromCache => device(Skips::Drops),
             _ => Arc::new(disk),
@@ -126,7 +117,7 @@ impl Broken {
     /// The state folder, as this updater uses it.
     pub fn folder(self, folder: CutFolder) -> Box<dyn StateDir> {
         match self {
-            Broken::TruncatesRecord | Broken::RetriesQuarantined | Broken::BothFactsAtOnce => {
+            Broken::TruncatesRecord | Broken::RetriesQuarantined => {
                 Box::new(CarelessFolder { folder, broken: self })
             }
             _ => Box::new(folder),
@@ -173,16 +164,10 @@ impl Broken {
     }
 }
 
-fn first_slot_byte(site: &Site) -> u64 {
-    site.layout.slots.iter().map(|slot| slot.root.offset).min().unwrap_or(0)
-}
-
 enum Skips {
-    /// No flush once a byte behind the boot partition was written: what was written last, and where slots begin.
-    FlushAfterSlots(AtomicU64, u64),
-    /// No flush while the last write was to this partition.
-    FlushAfter(AtomicU64, Extent),
-    /// No flush between the two copies of the table.
+    /// No flush at all.
+    Flushes,
+    /// No flush between the two copies of the table: where the last write was.
     FlushOfTable(AtomicU64),
     /// Caches stay.
     Drops,
@@ -198,20 +183,14 @@ impl BlockDevice for Careless {
         self.disk.read_at(offset, buffer)
     }
     fn write_at(&self, offset: u64, data: &[u8]) -> io::Result<()> {
-        if let Skips::FlushAfterSlots(last, _) | Skips::FlushAfter(last, _) | Skips::FlushOfTable(last) = &self.skips {
+        if let Skips::FlushOfTable(last) = &self.skips {
             last.store(offset, Ordering::Relaxed);
         }
         self.disk.write_at(offset, data)
     }
     fn flush(&self) -> io::Result<()> {
         let skipped = match &self.skips {
-            Skips::FlushAfterSlots(last, slots) => {
-                let last = last.load(Ordering::Relaxed);
-                last >= *slots && last < self.disk.len() - (1 << 20)
-            }
-            Skips::FlushAfter(last, extent) => {
-                (extent.offset..extent.offset + extent.len).contains(&last.load(Ordering::Relaxed))
-            }
+            Skips::Flushes => true,
             // Only what was written to the backup at the end, or to the primary at the start.
             Skips::FlushOfTable(last) => {
                 let last = last.load(Ordering::Relaxed);
@@ -404,13 +383,9 @@ impl StateDir for CarelessFolder {
         self.folder.sync_folder()
     }
     fn open(&self, name: &str) -> io::Result<Option<Box<dyn Store>>> {
-        let forgets = self.broken == Broken::RetriesQuarantined;
-        let hasty = self.broken == Broken::BothFactsAtOnce;
-        let store = self.folder.open(name)?;
-        Ok(match store {
-            Some(inner) if (forgets || hasty) && name.starts_with("facts") => {
-                Some(Box::new(CarelessStore { inner, forgets }))
-            }
+        let forgets = self.broken == Broken::RetriesQuarantined && name.starts_with("facts");
+        Ok(match self.folder.open(name)? {
+            Some(inner) if forgets => Some(Box::new(Forgetful(inner))),
             other => other,
         })
     }
@@ -424,22 +399,21 @@ impl StateDir for CarelessFolder {
     }
 }
 
-struct CarelessStore {
-    inner: Box<dyn Store>,
-    forgets: bool,
-}
+/// Facts that are written and never read.
+struct Forgetful(Box<dyn Store>);
 
-impl Store for CarelessStore {
+impl Store for Forgetful {
     fn len(&self) -> io::Result<u64> {
-        self.inner.len()
+        self.0.len()
     }
-    fn read_at(&self, offset: u64, buffer: &mut [u8]) -> io::Result<()> {
-        self.inner.read_at(offset, buffer)
+    fn read_at(&self, _offset: u64, buffer: &mut [u8]) -> io::Result<()> {
+        buffer.fill(0);
+        Ok(())
     }
     fn write_at(&self, offset: u64, data: &[u8]) -> io::Result<()> {
-        if self.forgets { Ok(()) } else { self.inner.write_at(offset, data) }
+        self.0.write_at(offset, data)
     }
     fn flush(&self) -> io::Result<()> {
-        Ok(())
+        self.0.flush()
     }
 }

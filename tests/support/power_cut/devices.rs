@@ -137,7 +137,8 @@ impl StateDir for CutFolder {
 
     fn open(&self, name: &str) -> io::Result<Option<Box<dyn Store>>> {
         let found = self.recorder.find_file(name);
-        Ok(found.map(|(file, _)| Box::new(CutFile { recorder: self.recorder.clone(), file }) as Box<dyn Store>))
+        Ok(found
+            .map(|(file, _)| Box::new(CutFile { recorder: self.recorder.clone(), file }) as Box<dyn Store>))
     }
 }
 

@@ -39,15 +39,24 @@ impl Guarded {
         match from.change_to(to) {
             Ok(Change::Arm { slot, .. }) => {
                 if slot == self.running {
-                    broken(Promise::RunningUntouched, format!("slot {slot} runs and its entry is counted again"));
+                    broken(
+                        Promise::RunningUntouched,
+                        format!("slot {slot} runs and its entry is counted again"),
+                    );
                 } else if !way_back {
-                    broken(Promise::FallbackKept, format!("slot {slot} is armed while the running one is not confirmed"));
+                    broken(
+                        Promise::FallbackKept,
+                        format!("slot {slot} is armed while the running one is not confirmed"),
+                    );
                 }
                 if !self.recorder.is_proven(slot.index()) {
                     broken(Promise::ProvenBeforeArmed, format!("slot {slot} is armed and was not read back"));
                 }
                 if self.is_quarantined(slot) {
-                    broken(Promise::TriedOnce, format!("slot {slot} is armed and its release is quarantined"));
+                    broken(
+                        Promise::TriedOnce,
+                        format!("slot {slot} is armed and its release is quarantined"),
+                    );
                 }
             }
             Ok(Change::Confirm(slot)) => {
@@ -72,9 +81,9 @@ impl Guarded {
     fn is_quarantined(&self, slot: Slot) -> bool {
         let manifest = self.inner.passport(slot, "manifest.json", MANIFEST_BYTES_MAX).ok().flatten();
         let known = Facts::read(&self.facts).ok();
-        manifest.zip(known).is_some_and(|(manifest, facts)| {
-            facts.known().quarantine.contains_key(&Digest::of(&manifest))
-        })
+        manifest
+            .zip(known)
+            .is_some_and(|(manifest, facts)| facts.known().quarantine.contains_key(&Digest::of(&manifest)))
     }
 }
 
@@ -108,7 +117,8 @@ impl Bootloader for Guarded {
 
     fn prepare(&self, slot: Slot, files: &BootFiles) -> Result<(), BootError> {
         if slot == self.running {
-            self.recorder.broken(Promise::RunningUntouched, format!("the boot files of slot {slot} are written"));
+            self.recorder
+                .broken(Promise::RunningUntouched, format!("the boot files of slot {slot} are written"));
         }
         self.inner.prepare(slot, files)
     }

@@ -134,9 +134,9 @@ impl Image {
         for (name, file) in &self.names {
             let len = self.lens.get(file).copied().unwrap_or(0);
             let rows = (0..len.div_ceil(FILE_ROW_BYTES as u64)).map(|index| file_row(*file, index));
-            let content = (0..).zip(rows).fold(0_u128, |sum, (index, row)| {
-                sum.wrapping_add(share(index, self.row(row).digest))
-            });
+            let content = (0..)
+                .zip(rows)
+                .fold(0_u128, |sum, (index, row)| sum.wrapping_add(share(index, self.row(row).digest)));
             hash.update(name.as_bytes());
             hash.update([0]);
             hash.update(len.to_le_bytes());

@@ -4,6 +4,7 @@
 //! that agrees with it on all that was read.
 
 use std::collections::BTreeSet;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
 use std::sync::Arc;
 
@@ -64,7 +65,31 @@ pub fn judge(
 ) -> Result<Judgement> {
     clean(scratch)?;
     let world = World::new(site, scratch, image, expected.fitness, broken, None, life)?;
-    let (records, unreadable, floor) = records(&world);
+    let mut judgement = Judgement {
+        violations: Vec::new(),
+        records: Default::default(),
+        unreadable: false,
+        rest: None,
+        starts: 0,
+        ops: Arc::default(),
+        seen: Vec::new(),
+    };
+    let looked = catch_unwind(AssertUnwindSafe(|| look_at(&world, expected, &mut judgement)));
+    looked.unwrap_or_else(|panic| {
+        let words = panic.downcast_ref::<String>().map_or("no words", String::as_str);
+        world.recorder.broken(Promise::Settles, format!("the updater panicked: {words}"));
+        Ok(())
+    })?;
+    judgement.violations = world.recorder.violations();
+    judgement.violations.dedup();
+    judgement.seen = world.recorder.seen();
+    Ok(judgement)
+}
+
+/// Powers on, waits for the rest, looks at it, and gives the order again.
+fn look_at(world: &World<'_>, expected: &Expected, judgement: &mut Judgement) -> Result<()> {
+    let (records, unreadable, floor) = records(world);
+    (judgement.records, judgement.unreadable) = (records, unreadable);
     let broke = |promise, words: String| world.recorder.broken(promise, words);
     let rest = match world.settle() {
         Ok(Some(slot)) => Some((slot, world.running_version(slot).to_owned())),
@@ -77,17 +102,16 @@ pub fn judge(
             None
         }
     };
-    let ops = Arc::new(world.recorder.ops());
-    let starts = world.starts();
+    judgement.ops = Arc::new(world.recorder.ops());
+    judgement.starts = world.starts();
+    judgement.rest.clone_from(&rest);
     if let Some((slot, version)) = &rest {
-        at_rest(&world, expected, *slot, version, floor, starts)?;
+        at_rest(world, expected, *slot, version, floor, judgement.starts)?;
         if let Some(wanted) = expected.then {
-            ordered_again(&world, *slot, wanted)?;
+            ordered_again(world, *slot, wanted)?;
         }
     }
-    let mut violations = world.recorder.violations();
-    violations.dedup();
-    Ok(Judgement { violations, records, unreadable, rest, starts, ops, seen: world.recorder.seen() })
+    Ok(())
 }
 
 /// Nothing is carried over that the image does not hold.
@@ -104,14 +128,16 @@ pub fn clean(scratch: &Path) -> Result<()> {
 }
 
 fn records(world: &World<'_>) -> ([String; 3], bool, u64) {
-    let boot = world.boot().map_or_else(|error| format!("unreadable: {error:#}"), |state| format!("{state:?}"));
+    let boot =
+        world.boot().map_or_else(|error| format!("unreadable: {error:#}"), |state| format!("{state:?}"));
     let folder = world.folder();
     let (facts, lost, floor) = match Facts::read(&*folder) {
         Ok(facts) => (format!("{:?}", facts.known()), facts.known().lost, facts.known().floor),
         Err(error) => (format!("unreadable: {error}"), true, 0),
     };
     let state = state_file::load(&*folder);
-    let torn = matches!(state, state_file::Loaded::Unreadable(_));
+    // One of a later version is whole, and not understood here.
+    let torn = matches!(&state, state_file::Loaded::Unreadable(why) if !why.starts_with("it has format"));
     ([boot, facts, format!("{state:?}")], lost || torn, floor)
 }
 
@@ -133,7 +159,8 @@ fn at_rest(
         broke(Promise::Settles, format!("at rest, and the next restart would begin a trial: {state:?}"));
     }
     if !expected.rests.contains(&version) {
-        let promise = if expected.fitness == Fitness::Well { Promise::OldOrNew } else { Promise::UnattendedReturn };
+        let promise =
+            if expected.fitness == Fitness::Well { Promise::OldOrNew } else { Promise::UnattendedReturn };
         broke(promise, format!("at rest on {version}, which is none of {:?}", expected.rests));
     }
     if starts > u32::from(super::machine::TRIES) + 2 {
@@ -166,7 +193,8 @@ fn steady(world: &World<'_>, slot: Slot, state: &BootState) -> Result<()> {
     }
     match world.settle() {
         Ok(Some(again)) if again == slot && world.boot()? == *state => {}
-        other => broke(Promise::Settles, format!("started once more, it is elsewhere: {other:?}")),
+        Ok(other) => broke(Promise::Settles, format!("started once more, it is elsewhere: {other:?}")),
+        Err(error) => broke(Promise::Settles, format!("started once more: {error:#}")),
     }
     Ok(())
 }

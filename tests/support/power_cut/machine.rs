@@ -12,10 +12,10 @@ use anyhow::{Context as _, Result, anyhow};
 use switchback::config::Config;
 use switchback::engine::answers::{Answer, Reach, Request};
 use switchback::engine::{Engine, Failure};
+use switchback::host::clock::Clock;
 use switchback::host::firmware::StartsAgain;
 use switchback::host::kernel::KernelView;
 use switchback::host::state_dir::StateDir;
-use switchback::host::clock::Clock;
 use switchback::host::{HostError, Machine, Witness};
 use switchback::init::stage::{Mark, Stage};
 use switchback::progress::Silent;
@@ -106,7 +106,7 @@ impl<'a> World<'a> {
     fn device(&self, writer: Writer) -> Arc<dyn BlockDevice> {
         let disk = CutDisk::new(self.recorder.clone(), writer);
         match (writer, self.broken) {
-            (Writer::Updater, Some(broken)) => broken.device(disk, self.site),
+            (Writer::Updater, Some(broken)) => broken.device(disk),
             _ => Arc::new(disk),
         }
     }
@@ -148,6 +148,10 @@ impl<'a> World<'a> {
     pub fn start(&self) -> Result<Start> {
         self.recorder.runs(None, false);
         self.starts.fetch_add(1, Ordering::Relaxed);
+        // Without a partition table a firmware finds no boot partition. It reads the second copy where the first is torn.
+        if Table::read(&self.device(Writer::Firmware)).is_err() {
+            return Ok(Start::Nothing);
+        }
         let esp = self.esp(Writer::Firmware)?;
         // The model of the loader asserts that `BootState` foretells it.
         let started = catch_unwind(AssertUnwindSafe(|| SimulatedFirmware.power_on(&*esp)));
@@ -200,7 +204,12 @@ impl<'a> World<'a> {
     }
 
     /// One run of the program, on the slot that runs. `None`: it restarted the machine.
-    pub fn ask(&self, running: Slot, source: &str, request: Request) -> Result<(Result<Answer, Failure>, bool)> {
+    pub fn ask(
+        &self,
+        running: Slot,
+        source: &str,
+        request: Request,
+    ) -> Result<(Result<Answer, Failure>, bool)> {
         let mut config = self.site.config(source);
         config.boot.tries = TRIES;
         let machine = SimMachine::new(self, running);
@@ -220,8 +229,7 @@ impl<'a> World<'a> {
                 Start::Nothing => return Ok(None),
                 Start::Died(_) => {}
                 Start::Up(slot) => {
-                    let (answer, reboots) =
-                        self.ask(slot, "1.1", Request::BootCheck { no_reboot: false })?;
+                    let (answer, reboots) = self.ask(slot, "1.1", Request::BootCheck { no_reboot: false })?;
                     if !reboots {
                         answer.map_err(|failure| anyhow!("boot-check: {failure}"))?;
                         return Ok(Some(slot));
@@ -251,7 +259,8 @@ struct SimMachine<'w> {
 impl<'w> SimMachine<'w> {
     fn new(world: &'w World<'w>, running: Slot) -> SimMachine<'w> {
         world.recorder.new_process();
-        let root = world.site.root(world.fitness != Fitness::Unhealthy || world.running_version(running) != "1.1");
+        let root =
+            world.site.root(world.fitness != Fitness::Unhealthy || world.running_version(running) != "1.1");
         SimMachine { world, running, folder: world.folder(), root, reboot: AtomicBool::new(false) }
     }
 
@@ -271,7 +280,10 @@ impl World<'_> {
                 .filter(|entry| entry.name.starts_with(&mine) && entry.name.ends_with(".conf"))
                 .filter_map(|entry| esp.read(&format!("loader/entries/{}", entry.name), 4096).ok());
             let texts: Vec<String> = texts.map(|text| String::from_utf8_lossy(&text).into_owned()).collect();
-            self.site.releases.iter().find(|release| texts.iter().any(|text| text.contains(&release.root_hash)))
+            self.site
+                .releases
+                .iter()
+                .find(|release| texts.iter().any(|text| text.contains(&release.root_hash)))
         });
         found.map_or("", |release| release.version)
     }

@@ -362,7 +362,9 @@ impl State {
     fn may(&self, in_place: bool) -> io::Result<()> {
         let at = self.ops.len();
         match self.fault {
-            Some(Fault::FailsOnce(when)) if when == at => Err(io::Error::other("the simulated disk failed once")),
+            Some(Fault::FailsOnce(when)) if when == at => {
+                Err(io::Error::other("the simulated disk failed once"))
+            }
             Some(Fault::FailsFrom(when)) if at >= when => Err(io::Error::other("the simulated disk is gone")),
             Some(Fault::FullFrom(when)) if at >= when && !in_place => Err(io::ErrorKind::StorageFull.into()),
             _ => Ok(()),

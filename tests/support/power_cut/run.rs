@@ -19,10 +19,11 @@ use super::sweep::{Depth, Figures, Sweep};
 
 /// A fair sample: seconds for each story.
 pub const SAMPLE: Depth = Depth {
-    effort: Effort { samples: 2, singles: 6, tears: 3, folder_lost: false },
-    lives: 2,
-    steps: 60,
+    effort: Effort { samples: 2, singles: 4, tears: 2, folder_lost: false },
+    lives: 1,
+    steps: 40,
     violations: 3,
+    until: None,
 };
 
 /// Everything.
@@ -31,6 +32,7 @@ pub const FULL: Depth = Depth {
     lives: 4,
     steps: 1_000_000,
     violations: 10,
+    until: None,
 };
 
 /// Plays a story and cuts it.
@@ -54,7 +56,7 @@ pub fn run(site: &Site, scenario: &Scenario, depth: Depth, broken: Option<Broken
             sweep.figures.violations.push(("played".to_owned(), violation));
         }
     }
-    if sweep.figures.violations.len() >= depth.violations {
+    if depth.is_enough(&sweep.figures) {
         return Ok(sweep.figures);
     }
     match scenario.trouble {
@@ -87,8 +89,7 @@ fn troubles(
             Trouble::Flips => continue,
         };
         clean(scratch.path())?;
-        let world =
-            World::new(site, scratch.path(), image.clone(), scenario.fitness, None, Some(fault), 0)?;
+        let world = World::new(site, scratch.path(), image.clone(), scenario.fitness, None, Some(fault), 0)?;
         // Where it ends is the trouble's affair; what it left is judged.
         let _ = (scenario.story)(&world);
         let found = world.recorder.violations();
@@ -111,7 +112,7 @@ fn troubles(
             found.extend(judged.violations.into_iter().map(|violation| (path.clone(), violation)));
         }
         figures.violations.extend(found);
-        if figures.violations.len() >= depth.violations {
+        if depth.is_enough(&figures) {
             break;
         }
     }

@@ -91,21 +91,78 @@ pub const SCENARIOS: &[Scenario] = &[
     bad("update-unhealthy", Fitness::Unhealthy),
     bad("update-panics", Fitness::Panics),
     bad("update-hangs", Fitness::Hangs),
-    Scenario { name: "update-b-to-a", begin: Begin::OnB, story: update_to_1_2, ends: "1.2", rests: &["1.1", "1.2"], then: Some("1.2"), ..GOOD },
+    Scenario { name: "bad-release-ordered-again", story: ordered_twice, ..bad("", Fitness::Unhealthy) },
+    Scenario {
+        name: "update-b-to-a",
+        begin: Begin::OnB,
+        story: update_to_1_2,
+        ends: "1.2",
+        rests: &["1.1", "1.2"],
+        then: Some("1.2"),
+        ..GOOD
+    },
     Scenario { name: "staged-then-armed", story: staged_then_armed, ..GOOD },
     Scenario { name: "armed-and-cancelled", story: armed_and_cancelled, ends: "1.0", ..GOOD },
-    Scenario { name: "second-release-on-trial", story: second_release, ends: "1.2", rests: &["1.0", "1.1", "1.2"], then: Some("1.2"), ..GOOD },
-    Scenario { name: "rollback", begin: Begin::BackOnA, story: rollback, ends: "1.1", rests: &["1.1", "1.2"], then: Some("1.2"), ..GOOD },
-    Scenario { name: "rollback-below-floor", begin: Begin::OnB, story: rollback_below_floor, ends: "1.0", rests: &["1.0", "1.1"], then: None, below_floor: true, ..GOOD },
+    Scenario {
+        name: "second-release-on-trial",
+        story: second_release,
+        ends: "1.2",
+        rests: &["1.0", "1.1", "1.2"],
+        then: Some("1.2"),
+        ..GOOD
+    },
+    Scenario {
+        name: "rollback",
+        begin: Begin::BackOnA,
+        story: rollback,
+        ends: "1.1",
+        rests: &["1.1", "1.2"],
+        then: None,
+        ..GOOD
+    },
+    Scenario {
+        name: "rollback-below-floor",
+        begin: Begin::OnB,
+        story: rollback_below_floor,
+        ends: "1.0",
+        rests: &["1.0", "1.1"],
+        then: None,
+        below_floor: true,
+        ..GOOD
+    },
     Scenario { name: "without-first-table", begin: Begin::WithoutFirstTable, ..GOOD },
     Scenario { name: "without-second-table", begin: Begin::WithoutSecondTable, ..GOOD },
     Scenario { name: "after-newer-updater", begin: Begin::AfterNewer, story: update_keeps_foreign, ..GOOD },
     Scenario { name: "state-lost", folder_lost: true, ..GOOD },
-    Scenario { name: "state-lost-unhealthy", folder_lost: true, then: None, rests: &["1.0"], ..bad("", Fitness::Unhealthy) },
-    Scenario { name: "state-lost-rollback", folder_lost: true, begin: Begin::BackOnA, story: rollback, ends: "1.1", rests: &["1.1", "1.2"], then: Some("1.2"), ..GOOD },
+    Scenario {
+        name: "state-lost-unhealthy",
+        folder_lost: true,
+        then: None,
+        rests: &["1.0"],
+        ..bad("", Fitness::Unhealthy)
+    },
+    Scenario {
+        name: "state-lost-rollback",
+        folder_lost: true,
+        begin: Begin::BackOnA,
+        story: rollback,
+        ends: "1.1",
+        rests: &["1.1", "1.2"],
+        then: None,
+        ..GOOD
+    },
     Scenario { name: "write-error", trouble: Some(Trouble::Errors), ..GOOD },
     Scenario { name: "write-error-unhealthy", trouble: Some(Trouble::Errors), ..bad("", Fitness::Unhealthy) },
-    Scenario { name: "write-error-rollback", trouble: Some(Trouble::Errors), begin: Begin::BackOnA, story: rollback, ends: "1.1", rests: &["1.1", "1.2"], then: Some("1.2"), ..GOOD },
+    Scenario {
+        name: "write-error-rollback",
+        trouble: Some(Trouble::Errors),
+        begin: Begin::BackOnA,
+        story: rollback,
+        ends: "1.1",
+        rests: &["1.1", "1.2"],
+        then: None,
+        ..GOOD
+    },
     Scenario { name: "device-gone", trouble: Some(Trouble::Gone), ..GOOD },
     Scenario { name: "state-full", trouble: Some(Trouble::Full), ..GOOD },
     Scenario { name: "wrong-bytes", trouble: Some(Trouble::Flips), ..GOOD },
@@ -183,9 +240,11 @@ fn with_foreign_record(facts: Vec<u8>) -> Vec<u8> {
     use sha2::{Digest as _, Sha256};
     let written = u64::from_le_bytes(facts[16..24].try_into().unwrap_or_default()) as usize;
     let records = if facts.starts_with(b"SWBFACTS") { facts[64..64 + written].to_vec() } else { Vec::new() };
-    let mut all = [900_u16.to_le_bytes().as_slice(), &[0, 0], &(FOREIGN.len() as u32).to_le_bytes(), FOREIGN].concat();
+    let mut all =
+        [900_u16.to_le_bytes().as_slice(), &[0, 0], &(FOREIGN.len() as u32).to_le_bytes(), FOREIGN].concat();
     all.extend(records);
-    let mut head = [b"SWBFACTS".as_slice(), &7_u64.to_le_bytes(), &(all.len() as u64).to_le_bytes(), &[0; 8]].concat();
+    let mut head =
+        [b"SWBFACTS".as_slice(), &7_u64.to_le_bytes(), &(all.len() as u64).to_le_bytes(), &[0; 8]].concat();
     let hash = Sha256::new().chain_update(&head).chain_update(&all).finalize();
     head.extend_from_slice(&hash);
     head.extend(all);
@@ -208,6 +267,15 @@ fn update(world: &World<'_>) -> Result<()> {
     let slot = up(world)?;
     ordered(world, slot, "1.1", Reach::Reboot)?;
     up(world).map(drop)
+}
+
+fn ordered_twice(world: &World<'_>) -> Result<()> {
+    update(world)?;
+    let slot = up(world)?;
+    let again = world.update(slot, "1.1", Reach::Reboot)?;
+    up(world)?;
+    ensure!(again.is_err(), "a release that failed its trial was taken again");
+    Ok(())
 }
 
 fn update_to_1_2(world: &World<'_>) -> Result<()> {

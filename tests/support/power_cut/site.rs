@@ -23,7 +23,7 @@ use crate::scene::Scene;
 use crate::small_release::{SmallRelease, noise};
 
 /// Bytes of each root file system.
-const ROOT_BYTES: u64 = 512 << 10;
+const ROOT_BYTES: u64 = 256 << 10;
 /// The releases: version, security version.
 const RELEASES: [(&str, &str); 3] = [("1.0", "1"), ("1.1", "2"), ("1.2", "2")];
 /// A file that a root has when its health check passes.
@@ -73,12 +73,7 @@ impl Site {
             scene.desk.sign(&scene.desk.reference(version), &[])?;
             let shown = scene.desk.run(&["image", "inspect", &scene.desk.reference(version)])?;
             let root_hash = root_hash(&shown).with_context(|| format!("no root hash in {shown}"))?;
-            releases.push(Known {
-                version,
-                digest,
-                security_version: security_version.parse()?,
-                root_hash,
-            });
+            releases.push(Known { version, digest, security_version: security_version.parse()?, root_hash });
         }
         for root in ["well", "unwell"] {
             std::fs::create_dir_all(scene.folder().join(root))?;
@@ -90,7 +85,8 @@ impl Site {
         let layout = DiskLayout::discover(&Table::read(&device)?)?;
         let fresh = Image::new(Arc::new(base));
         std::fs::remove_file(&disk)?;
-        let boot_files = [(BootFileKind::Linux.file_name(), kernel), (BootFileKind::Initrd.file_name(), initrd)];
+        let boot_files =
+            [(BootFileKind::Linux.file_name(), kernel), (BootFileKind::Initrd.file_name(), initrd)];
         Ok(Site { scene, sector_bytes, fresh, layout, releases, boot_files })
     }
 
@@ -161,12 +157,7 @@ impl Site {
             let parts = self.layout.slot(slot);
             vec![rows(&parts.root, 0, ROOT_BYTES), rows(&parts.verity, 4096, tree_bytes)]
         });
-        Ok(Guard {
-            slots,
-            content,
-            running: None,
-            confirmed: false,
-        })
+        Ok(Guard { slots, content, running: None, confirmed: false })
     }
 }
 

@@ -29,6 +29,16 @@ pub struct Depth {
     pub steps: usize,
     /// It ends after so many violations: more say nothing new.
     pub violations: usize,
+    /// It ends with the first one of this promise.
+    pub until: Option<Promise>,
+}
+
+impl Depth {
+    /// True when what was found is enough.
+    pub fn is_enough(&self, figures: &Figures) -> bool {
+        let wanted = |(_, violation): &(String, Violation)| Some(violation.promise) == self.until;
+        figures.violations.len() >= self.violations || figures.violations.iter().any(wanted)
+    }
 }
 
 /// What a scenario came to.
@@ -101,7 +111,7 @@ impl<'a> Sweep<'a> {
         while let Some(life) = self.queue.pop_front() {
             self.figures.lives = self.figures.lives.max(life.path.len() + 1);
             self.cut(&life)?;
-            if self.figures.violations.len() >= self.depth.violations {
+            if self.depth.is_enough(&self.figures) {
                 break;
             }
         }
@@ -119,7 +129,7 @@ impl<'a> Sweep<'a> {
             let chosen = at % stride == phase % stride || walk.before_a_flush() && self.depth.lives > 1;
             if at >= life.from && chosen {
                 walk.with_cut(|cut| self.images(life, cut))?;
-                if self.figures.violations.len() >= self.depth.violations {
+                if self.depth.is_enough(&self.figures) {
                     return Ok(());
                 }
             }

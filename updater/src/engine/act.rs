@@ -110,7 +110,11 @@ impl<'a> Engine<'a> {
         let written = Install::clear(release, target)
             .and_then(|cleared| cleared.write(registry, &indexes, self.runtime.handle(), progress))
             .map_err(after)?;
-        let proven = written.prove(progress).map_err(after)?;
+        let proven = written.prove(progress).map_err(|error| {
+            // Kept as "already there", the next order would only read the same wrong bytes again.
+            self.disown(slot, &error);
+            after(error)
+        })?;
         self.run.traffic = proven.traffic();
         self.run.proven = Some(proven);
         Ok(())

@@ -41,8 +41,6 @@ pub enum Broken {
     TrustsStateFile,
     /// A restart is ordered and does not come.
     NeverReboots,
-    /// What was quarantined is forgotten.
-    RetriesQuarantined,
     /// The table's second copy is not held back until the first is on the medium.
     BothTablesAtOnce,
     /// The state file is emptied and written anew in its place.
@@ -66,7 +64,6 @@ impl Broken {
         (Broken::LeavesBothNames, Promise::OldOrNew),
         (Broken::TrustsStateFile, Promise::RunningUntouched),
         (Broken::NeverReboots, Promise::UnattendedReturn),
-        (Broken::RetriesQuarantined, Promise::TriedOnce),
         (Broken::BothTablesAtOnce, Promise::AlwaysBootable),
         (Broken::TruncatesRecord, Promise::OldOrNew),
         (Broken::CountsConfirmed, Promise::Settles),
@@ -85,7 +82,6 @@ impl Broken {
             Broken::LeavesBothNames => "leaves the plain and the counted name",
             Broken::TrustsStateFile => "trusts the state file over the boot record",
             Broken::NeverReboots => "never reboots",
-            Broken::RetriesQuarantined => "tries a quarantined release again",
             Broken::BothTablesAtOnce => "rewrites both partition tables before a flush",
             Broken::TruncatesRecord => "truncates a record in place",
             Broken::CountsConfirmed => "spends counters on a confirmed slot",
@@ -117,9 +113,7 @@ impl Broken {
     /// The state folder, as this updater uses it.
     pub fn folder(self, folder: CutFolder) -> Box<dyn StateDir> {
         match self {
-            Broken::TruncatesRecord | Broken::RetriesQuarantined => {
-                Box::new(CarelessFolder { folder, broken: self })
-            }
+            Broken::TruncatesRecord => Box::new(CarelessFolder(folder)),
             _ => Box::new(folder),
         }
     }
@@ -352,68 +346,42 @@ impl EspDir for BothNames {
     }
 }
 
-struct CarelessFolder {
-    folder: CutFolder,
-    broken: Broken,
-}
+struct CarelessFolder(CutFolder);
 
 impl StateDir for CarelessFolder {
     fn path(&self) -> &Path {
-        self.folder.path()
+        self.0.path()
     }
     fn make(&self) -> io::Result<()> {
-        self.folder.make()
+        self.0.make()
     }
     fn read(&self, name: &str, limit: u64) -> io::Result<Option<Vec<u8>>> {
-        self.folder.read(name, limit)
+        self.0.read(name, limit)
     }
     fn write(&self, name: &str, bytes: &[u8]) -> io::Result<()> {
-        self.folder.write(name, bytes)
+        self.0.write(name, bytes)
     }
     fn sync(&self, name: &str) -> io::Result<()> {
-        self.folder.sync(name)
+        self.0.sync(name)
     }
     fn rename(&self, from: &str, to: &str) -> io::Result<()> {
-        self.folder.rename(from, to)
+        self.0.rename(from, to)
     }
     fn remove(&self, name: &str) -> io::Result<()> {
-        self.folder.remove(name)
+        self.0.remove(name)
     }
     fn sync_folder(&self) -> io::Result<()> {
-        self.folder.sync_folder()
+        self.0.sync_folder()
     }
     fn open(&self, name: &str) -> io::Result<Option<Box<dyn Store>>> {
-        let forgets = self.broken == Broken::RetriesQuarantined && name.starts_with("facts");
-        Ok(match self.folder.open(name)? {
-            Some(inner) if forgets => Some(Box::new(Forgetful(inner))),
-            other => other,
-        })
+        self.0.open(name)
     }
     fn replace(&self, name: &str, bytes: &[u8]) -> io::Result<()> {
-        if self.broken == Broken::TruncatesRecord && name == state_file::STATE_FILE {
-            self.folder.write(name, bytes)?;
-            self.folder.sync(name)?;
-            return self.folder.sync_folder();
+        if name != state_file::STATE_FILE {
+            return self.0.replace(name, bytes);
         }
-        self.folder.replace(name, bytes)
-    }
-}
-
-/// Facts that are written and never read.
-struct Forgetful(Box<dyn Store>);
-
-impl Store for Forgetful {
-    fn len(&self) -> io::Result<u64> {
-        self.0.len()
-    }
-    fn read_at(&self, _offset: u64, buffer: &mut [u8]) -> io::Result<()> {
-        buffer.fill(0);
-        Ok(())
-    }
-    fn write_at(&self, offset: u64, data: &[u8]) -> io::Result<()> {
-        self.0.write_at(offset, data)
-    }
-    fn flush(&self) -> io::Result<()> {
-        self.0.flush()
+        self.0.write(name, bytes)?;
+        self.0.sync(name)?;
+        self.0.sync_folder()
     }
 }

@@ -4,7 +4,6 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help build demo demo-boot test test-all boot-test power-cut power-cut-selftest check bench deb deb-test device lab lab-parts
 
 TARGET := x86_64-unknown-linux-gnu
 DEVICE := target/$(TARGET)/device/switchback
@@ -51,7 +50,10 @@ power-cut: build  ## every story of an update, cut at every step: the table of c
 power-cut-selftest: build  ## updaters with one mistake each, and the promise that catches it
 	cargo test --locked -q -p switchback-tests --test power_cut -- --selftest
 
-test-all: test check boot-test deb-test  ## all of the above, and the checks
+boot-replay: lab  ## power cuts at the flushes of a recorded update: every disk read, a sample booted
+	cargo test --locked -q -p switchback-tests --test boot_replay
+
+test-all: test check power-cut boot-test boot-replay deb-test  ## all of the above, and the checks
 
 check:          ## format, lints, licences, the repository's own rules
 	cargo fmt --all --check

@@ -19,6 +19,11 @@ pub fn unified(scene: &mut Scene) -> Result<()> {
 
 fn confirmed(scene: &mut Scene, release: &Recipe) -> Result<()> {
     scene.power_on_with(&Recipe::new("1.0", Temper::Good), Loader::V252, false)?;
+    from_first_start(scene, release)
+}
+
+/// The same on a machine that has just come up with 1.0, until it is switched off.
+pub fn from_first_start(scene: &mut Scene, release: &Recipe) -> Result<()> {
     scene.expect_settled("1.0")?;
     scene.publish(release)?;
     let offer = scene.ask("check")?;

@@ -53,12 +53,19 @@ impl<'a> Scene<'a> {
 
     /// Brings in a machine whose slot A was provisioned with `recipe`, and switches it on.
     pub fn power_on_with(&mut self, recipe: &dyn Release, loader: Loader, watchdog: bool) -> Result<()> {
-        let disk = self.folder.join("disk.img");
-        self.lab.disk(recipe, loader, &disk)?;
-        let hardware = Hardware { watchdog, echo: self.echo, ..self.lab.hardware(&self.name) };
-        self.machine = Some(Machine::new(&self.folder, &disk, hardware)?);
+        self.bring(|disk, lab| lab.disk(recipe, loader, disk))?;
+        self.rebuild(|hardware| hardware.watchdog = watchdog)?;
         self.power_on()?;
         self.expect_ready(recipe.version())
+    }
+
+    /// Brings in a machine, switched off, with the disk that `make` makes at the path it is given; returns that path.
+    pub fn bring(&mut self, make: impl FnOnce(&Path, &Lab) -> Result<()>) -> Result<PathBuf> {
+        let disk = self.folder.join("disk.img");
+        make(&disk, self.lab)?;
+        let hardware = Hardware { echo: self.echo, ..self.lab.hardware(&self.name) };
+        self.machine = Some(Machine::new(&self.folder, &disk, hardware)?);
+        Ok(disk)
     }
 
     /// Exchanges hardware of the machine, which is off.
@@ -244,6 +251,8 @@ impl<'a> Scene<'a> {
 /// The part of `status` that the scenarios look at.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Status {
+    /// The slot that runs.
+    pub slot: String,
     /// The version that runs.
     pub version: String,
     /// Its slot is confirmed.
@@ -259,6 +268,7 @@ impl Status {
         let running = answer["slots"].as_array()?.iter().find(|slot| slot["running"] == true)?;
         let quarantine = answer["quarantine"].as_array()?.iter().map(|item| item["digest"].as_str());
         Some(Status {
+            slot: running["slot"].as_str()?.to_owned(),
             version: running["release"]["version"].as_str()?.to_owned(),
             good: running["boot"]["state"] == "good",
             state: answer["state"].as_str()?.to_owned(),

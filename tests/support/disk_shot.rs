@@ -38,8 +38,7 @@ impl DiskShot {
                 *hash = Digest::of(&read(&*device, 0, extent.len)?);
             }
         }
-        let mut esp = BTreeMap::new();
-        files(&FatEsp::new(disk.partition(&layout.esp)?), "", &mut esp)?;
+        let esp = tree(&FatEsp::new(disk.partition(&layout.esp)?))?;
         Ok(DiskShot { slots, esp })
     }
 
@@ -71,6 +70,13 @@ pub fn read(device: &dyn BlockDevice, offset: u64, len: u64) -> Result<Vec<u8>> 
     let mut bytes = vec![0; usize::try_from(len)?];
     device.read_at(offset, &mut bytes)?;
     Ok(bytes)
+}
+
+/// Each file of a boot partition by its path.
+pub fn tree(esp: &dyn EspDir) -> Result<BTreeMap<String, Digest>> {
+    let mut found = BTreeMap::new();
+    files(esp, "", &mut found)?;
+    Ok(found)
 }
 
 fn files(esp: &dyn EspDir, folder: &str, into: &mut BTreeMap<String, Digest>) -> Result<()> {

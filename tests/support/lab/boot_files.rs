@@ -3,12 +3,14 @@
 //! Rule: what the release holds stays as it is. A bent initramfs is the packed one with a second archive behind it that
 //! replaces one file, as the kernel's format allows (Documentation/driver-api/early-userspace/buffer-format).
 
+use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use anyhow::{Context as _, Result};
 use serde_json::Value;
+use switchback::digest::Digest;
 use switchback::image::manifest::OsManifest;
 use switchback_bootloader::record::BootFileKind;
 
@@ -42,6 +44,12 @@ pub(super) fn unified(layout: &Path, version: &str) -> Result<PathBuf> {
     ukify.arg("--stub").arg(stub).arg("--cmdline").arg(cmdline).arg("--output").arg(&uki);
     tools::run(&mut ukify)?;
     Ok(uki)
+}
+
+/// The digest of each boot file that the release's manifest names, by the file's name in a slot's folder.
+pub(super) fn digests(layout: &Path, version: &str) -> Result<BTreeMap<String, Digest>> {
+    let manifest = manifest(layout, version)?;
+    Ok(manifest.boot.iter().map(|layer| (layer.kind.file_name().to_owned(), layer.blob.digest)).collect())
 }
 
 fn manifest(layout: &Path, version: &str) -> Result<OsManifest> {

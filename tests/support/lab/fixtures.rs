@@ -9,8 +9,10 @@ use std::process::Command;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use anyhow::{Context as _, Result};
+use switchback::digest::Digest;
 use tempfile::TempDir;
 
+use super::boot_files;
 use super::qemu::Hardware;
 use super::registry::Registry;
 use super::release::{Loader, Release};
@@ -113,7 +115,12 @@ impl Lab {
             }
             tools::run(&mut provision).map(drop)
         })?;
-        tools::run(Command::new("cp").arg("--sparse=always").arg(disk).arg(copy)).map(drop)
+        tools::copy_image(&disk, copy)
+    }
+
+    /// What the boot files of a release have to be: their digests by the names that they have in a slot's folder.
+    pub fn boot_files(&self, recipe: &dyn Release) -> Result<BTreeMap<String, Digest>> {
+        boot_files::digests(&self.release(recipe)?, recipe.version())
     }
 
     fn release(&self, recipe: &dyn Release) -> Result<PathBuf> {

@@ -2,11 +2,13 @@
 //!
 //! Not here: the scenarios (`tests/boot`). Rule: what the lab makes lies in `.lab`, and what it starts ends with it.
 
+pub mod block_log;
 mod boot_files;
 pub mod containers;
 pub mod debian;
 pub mod fixtures;
 pub mod qemu;
+pub mod rebuilt;
 pub mod registry;
 pub mod release;
 pub mod serial;

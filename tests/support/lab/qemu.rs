@@ -36,6 +36,8 @@ pub struct Hardware {
     pub echo: bool,
     /// A sector of the disk that no write reaches: each that touches it is answered with an I/O error.
     pub broken_sector: Option<u64>,
+    /// A file in which QEMU notes each write and flush of the disk, in order (`block_log` reads it).
+    pub write_log: Option<PathBuf>,
     /// The text that a guest reads as its serial number: tells it which registry is its own.
     pub serial_number: String,
 }
@@ -135,6 +137,13 @@ impl Machine {
     }
 
     fn drive(&self) -> OsString {
+        if let Some(log) = &self.hardware.write_log {
+            // The log's own header is kept right at every flush: a log whose machine was killed is read as well.
+            let words = "if=none,id=d0,driver=blklogwrites,log-sector-size=512,log-super-update-interval=1,\
+                         log.driver=file,log.filename=";
+            let image = option(",file.driver=raw,file.file.driver=file,file.file.filename=", &self.disk);
+            return format!("{}{image}", option(words, log)).into();
+        }
         let Some(sector) = self.hardware.broken_sector else {
             return option("if=none,id=d0,format=raw,file=", &self.disk).into();
         };

@@ -86,6 +86,11 @@ pub fn run(command: &mut Command) -> Result<String> {
     String::from_utf8(output.stdout).with_context(|| format!("{command:?} printed what is not text"))
 }
 
+/// Copies an image; what is empty in it takes no room in the copy.
+pub fn copy_image(from: &Path, to: &Path) -> Result<()> {
+    run(Command::new("cp").arg("--sparse=always").arg(from).arg(to)).map(drop)
+}
+
 /// A command that the kernel kills when the thread that started it is gone, so that no test leaves a machine or a
 /// server behind, however it dies.
 pub fn dies_with_us(program: &Path) -> Result<Command> {

@@ -1,7 +1,8 @@
 //! A mounted boot partition: a directory.
 //!
 //! Not here: mounting it. Rule: after a rename the *directory* is fsynced. `sync(2)` flushes nothing after a rename
-//! on vfat (seen on the wire: no FLUSH reaches the disk), so an armed entry could vanish in a power cut.
+//! on vfat (seen on the wire: no FLUSH reaches the disk), so an armed entry could vanish in a power cut. The *file* is
+//! fsynced before that: vfat writes a new name as that of an empty file, and its length only with the inode.
 
 use std::fs::{self, File, OpenOptions};
 use std::io;
@@ -80,7 +81,10 @@ impl EspDir for MountedEsp {
     }
 
     fn rename(&self, from: &str, to: &str) -> io::Result<()> {
-        fs::rename(self.path(from)?, self.path(to)?)
+        let to = self.path(to)?;
+        fs::rename(self.path(from)?, &to)?;
+        // Else a flushed folder can name an empty entry for half a minute, and a confirmed release is not started.
+        File::open(to)?.sync_all()
     }
 
     fn remove(&self, path: &str) -> io::Result<()> {

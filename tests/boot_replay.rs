@@ -30,6 +30,7 @@ use anyhow::{Context as _, Result, ensure};
 use switchback_tests::lab::fixtures::Lab;
 use switchback_tests::lab::rebuilt::{Cut, Recording};
 
+use esp::Findings;
 use scene::Scene;
 
 /// Machines at once: one for each core of the smallest host.
@@ -78,7 +79,9 @@ fn run(wish: &Wish) -> Result<bool> {
     let lab = Lab::open()?;
     if let (Some(cut), Some(recording)) = (wish.only, story::kept()) {
         println!("boot-replay: {cut} of the recording that the last failure left");
-        return Ok(start_all(&lab, &recording?, &[cut]) == 1);
+        let recording = recording?;
+        let findings = esp::look_at_all(&recording, &esp::extent(recording.image())?, None)?;
+        return Ok(start_all(&lab, &recording, &findings, &[cut]) == 1);
     }
     let began = Instant::now();
     let mut scene = Scene::open(&lab, story::NAME, false)?;
@@ -96,27 +99,27 @@ fn run(wish: &Wish) -> Result<bool> {
 }
 
 fn replay(lab: &Lab, recording: &Recording, wish: &Wish) -> Result<bool> {
-    if let Some(cut) = wish.only {
-        return Ok(start_all(lab, recording, &[cut]) == 1);
-    }
     let began = Instant::now();
     let part = esp::extent(recording.image())?;
     let findings = esp::look_at_all(recording, &part, Some(&story::boot_files(lab)?))?;
     sample::print_figures(recording, &part, &findings);
     println!("looked at all of them in {} s", began.elapsed().as_secs());
+    if let Some(cut) = wish.only {
+        return Ok(start_all(lab, recording, &findings, &[cut]) == 1);
+    }
     for (fault, cuts) in &findings.faults {
         let shown: Vec<String> = cuts.iter().take(CUTS_SHOWN).map(Cut::to_string).collect();
         println!("FAIL boot partition: {fault} · {} cuts: {} …", cuts.len(), shown.join(" "));
     }
     let cuts = sample::choose(&findings.distinct, &findings.renames, wish.boots);
-    let passed = start_all(lab, recording, &cuts);
+    let passed = start_all(lab, recording, &findings, &cuts);
     println!("boot-replay: {} disks booted, {passed} PASS, {} FAIL", cuts.len(), cuts.len() - passed);
     ensure!(cuts.len() >= BOOTS_MIN, "{} disks are fewer than {BOOTS_MIN}", cuts.len());
     Ok(passed == cuts.len() && findings.faults.is_empty())
 }
 
 /// Starts each of the disks, says how it went, and returns how many came to rest.
-fn start_all(lab: &Lab, recording: &Recording, cuts: &[Cut]) -> usize {
+fn start_all(lab: &Lab, recording: &Recording, findings: &Findings, cuts: &[Cut]) -> usize {
     let queue: Mutex<VecDeque<Cut>> = Mutex::new(cuts.iter().copied().collect());
     let passed = Mutex::new(0);
     std::thread::scope(|threads| {
@@ -127,7 +130,7 @@ fn start_all(lab: &Lab, recording: &Recording, cuts: &[Cut]) -> usize {
                     let Some(cut) = next else { break };
                     let place = format!("{} of {} flushes · {}", cut.flush, recording.flushes(), cut.kept);
                     // One write for each disk, so that two that end together do not mix.
-                    match boots::start(lab, recording, cut) {
+                    match boots::start(lab, recording, cut, findings.wanted(cut)) {
                         Ok(rest) => {
                             *passed.lock().unwrap_or_else(PoisonError::into_inner) += 1;
                             println!("PASS {place} · {rest}");

@@ -11,10 +11,10 @@ use switchback_tests::lab::qemu::BOOT_TIMEOUT;
 use switchback_tests::lab::rebuilt::{Cut, Recording};
 
 use crate::scene::{Scene, TRIES};
-use crate::story::{NAME, NEW, OLD};
+use crate::story::NAME;
 
-/// What the machine may be at when the power went in the middle of an update and it has come to rest.
-const AT_REST: [&str; 2] = ["idle", "staged"];
+/// What the machine may be at once it has come to rest. `installing`: an update was cut off and waits for the next order.
+const AT_REST: [&str; 3] = ["idle", "installing", "staged"];
 
 /// Says what the root is mounted from, unless that is a dm-verity device that gives every one of its blocks.
 const ROOT_IS_VERITY: &str = r#"root=$(awk '$2 == "/" && $1 ~ "^/dev/" { print $1 }' /proc/mounts | tail -n 1)
@@ -40,13 +40,13 @@ impl fmt::Display for Rest {
     }
 }
 
-/// Starts the disk that a cut left, and waits until it is at rest.
-pub fn start(lab: &Lab, recording: &Recording, cut: Cut) -> Result<Rest> {
+/// Starts the disk that a cut left, and waits until it is at rest with one of the `wanted` versions.
+pub fn start(lab: &Lab, recording: &Recording, cut: Cut, wanted: &[&str]) -> Result<Rest> {
     let name = format!("{NAME}-{cut}").replace('/', "-");
     let mut scene = Scene::open(lab, &name, false)?;
     scene.bring(|disk, _| recording.lay_out(cut, disk))?;
     let began = Instant::now();
-    match comes_to_rest(&mut scene, began) {
+    match comes_to_rest(&mut scene, began, wanted) {
         Ok(rest) => {
             scene.strike();
             Ok(rest)
@@ -59,7 +59,7 @@ pub fn start(lab: &Lab, recording: &Recording, cut: Cut) -> Result<Rest> {
     }
 }
 
-fn comes_to_rest(scene: &mut Scene, began: Instant) -> Result<Rest> {
+fn comes_to_rest(scene: &mut Scene, began: Instant, wanted: &[&str]) -> Result<Rest> {
     scene.power_on()?;
     let (version, status) = loop {
         let version = scene.wait_ready(BOOT_TIMEOUT)?;
@@ -73,7 +73,7 @@ fn comes_to_rest(scene: &mut Scene, began: Instant) -> Result<Rest> {
     };
     let took = began.elapsed();
     ensure!(status.version == version, "it says it is {version}, and runs {status:?}");
-    ensure!([OLD, NEW].contains(&version.as_str()), "it runs {version}");
+    ensure!(wanted.contains(&version.as_str()), "it came up with {version}, not {wanted:?}");
     ensure!(AT_REST.contains(&status.state.as_str()), "it is not at rest: {status:?}\n{}", scene.explain());
     ensure!(status.quarantine.is_empty(), "a power cut banned a release: {status:?}");
     scene.run(ROOT_IS_VERITY)?.ok().context("the root is not verified")?;

@@ -19,6 +19,8 @@ use switchback_partitions::slot::Slot;
 use switchback_tests::disk_shot::tree;
 use switchback_tests::lab::rebuilt::{ContentId, Cut, Kept, Rebuilt, Recording, SECTOR_BYTES};
 
+use crate::story::{NEW, OLD};
+
 /// The slot that the story's update goes to.
 const TARGET: Slot = Slot::B;
 
@@ -36,13 +38,30 @@ pub struct Findings {
     pub renames: BTreeSet<usize>,
     /// How many boot partitions were other than all before them.
     pub partitions: usize,
-    /// Of each name that the entry got: how many writes to the partition there were between the two flushes, and how many
-    /// sectors they changed.
+    /// Each name that the entry got.
     pub changes: Vec<Change>,
     /// Cuts that show two names of one rename.
     pub doubled: Vec<Cut>,
     /// What broke a rule, with the cuts that show it.
     pub faults: BTreeMap<String, Vec<Cut>>,
+}
+
+impl Findings {
+    /// The versions that a machine may run after a cut: the new one is neither started before it is armed nor lost once its
+    /// confirmation is flushed.
+    pub fn wanted(&self, cut: Cut) -> &'static [&'static str] {
+        let behind = |is_it: fn(&str) -> bool| {
+            let made = self.changes.iter().find(|change| is_it(&change.names[1]));
+            made.map_or(usize::MAX, |change| change.flush)
+        };
+        if cut.flush < behind(|name| name.ends_with("+3-0.conf")) {
+            &[OLD]
+        } else if cut.flush > behind(|name| name.ends_with(".conf") && !name.contains('+')) {
+            &[NEW]
+        } else {
+            &[OLD, NEW]
+        }
+    }
 }
 
 /// The entry's names changed between two flushes.

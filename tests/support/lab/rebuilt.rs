@@ -364,3 +364,56 @@ impl BlockDevice for Rebuilt {
         Ok(())
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn disk() -> (tempfile::NamedTempFile, Rebuilt) {
+        let image = tempfile::NamedTempFile::new().unwrap();
+        std::fs::write(image.path(), vec![7; 8 * SECTOR_BYTES]).unwrap();
+        let device = FileDevice::open(image.path(), Access::Read).unwrap();
+        (image, Rebuilt::new(Arc::new(device), 0..1024))
+    }
+
+    #[test]
+    fn the_same_content_has_the_same_id_however_it_came_there() {
+        let (_image, mut one) = disk();
+        let (_other, mut two) = disk();
+        one.put(0, &[1; 2 * SECTOR_BYTES]).unwrap();
+        one.settle();
+        one.put(2048, &[2; SECTOR_BYTES]).unwrap();
+        two.put(2048, &[3; SECTOR_BYTES]).unwrap();
+        two.put(2048, &[2; SECTOR_BYTES]).unwrap();
+        assert_ne!(one.id(), two.id());
+        assert_eq!(two.part_id(), ContentId::default(), "nothing was written to the part");
+        two.put(0, &[1; 2 * SECTOR_BYTES]).unwrap();
+        assert_eq!((one.id(), one.part_id()), (two.id(), two.part_id()));
+        one.put(0, &[7; 2 * SECTOR_BYTES]).unwrap();
+        one.put(2048, &[7; SECTOR_BYTES]).unwrap();
+        assert_eq!(one.id(), ContentId::default(), "it is the image again");
+    }
+
+    #[test]
+    fn what_is_written_to_a_fork_stays_in_the_fork_and_reads_back_at_any_alignment() {
+        let (_image, mut disk) = disk();
+        disk.put(512, &[1; SECTOR_BYTES]).unwrap();
+        disk.settle();
+        let fork = disk.fork();
+        fork.write_at(1000, &[9; 100]).unwrap();
+        let mut bytes = [0; 150];
+        fork.read_at(975, &mut bytes).unwrap();
+        assert_eq!(bytes.to_vec(), [[1; 25].as_slice(), &[9; 100], &[7; 25]].concat());
+        disk.read_at(975, &mut bytes).unwrap();
+        assert_eq!(bytes.to_vec(), [[1; 49].as_slice(), &[7; 101]].concat());
+    }
+
+    #[test]
+    fn a_cut_reads_back_as_it_is_printed() {
+        for kept in Kept::ALL {
+            let cut = Cut { flush: 57, kept };
+            assert_eq!(cut.to_string().parse::<Cut>().unwrap(), cut);
+        }
+        assert!("57".parse::<Cut>().is_err() && "57/most".parse::<Cut>().is_err());
+    }
+}

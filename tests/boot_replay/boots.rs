@@ -16,6 +16,9 @@ use crate::story::NAME;
 /// What the machine may be at once it has come to rest. `installing`: an update was cut off and waits for the next order.
 const AT_REST: [&str; 3] = ["idle", "installing", "staged"];
 
+/// How long a line that was printed may take to be read on a busy host.
+const CONSOLE_TIMEOUT: Duration = Duration::from_secs(60);
+
 /// Says what the root is mounted from, unless that is a dm-verity device that gives every one of its blocks.
 const ROOT_IS_VERITY: &str = r#"root=$(awk '$2 == "/" && $1 ~ "^/dev/" { print $1 }' /proc/mounts | tail -n 1)
 node=$(basename "$(readlink -f "$root")")
@@ -61,10 +64,15 @@ pub fn start(lab: &Lab, recording: &Recording, cut: Cut, wanted: &[&str]) -> Res
 
 fn comes_to_rest(scene: &mut Scene, began: Instant, wanted: &[&str]) -> Result<Rest> {
     scene.power_on()?;
+    let mut seen = 0;
     let (version, status) = loop {
         let version = scene.wait_ready(BOOT_TIMEOUT)?;
-        let judged = scene.vm()?.console().count(&format!("LAB-CHECK {version} 0$"))?;
-        ensure!(judged > 0, "`boot-check` did not end well\n{}", scene.explain());
+        // It comes by another port than the word that the machine is ready, and may be read later.
+        let console = scene.vm()?.console();
+        let (line, word) = console.wait_for("LAB-CHECK ", seen, CONSOLE_TIMEOUT)?;
+        let ended_well = word.text.ends_with(&format!("LAB-CHECK {version} 0"));
+        ensure!(ended_well, "`boot-check` ended with `{}`\n{}", word.text, scene.explain());
+        seen = line + 1;
         let status = scene.status()?;
         if status.good {
             break (version, status);

@@ -53,7 +53,7 @@ power-cut-selftest: build  ## updaters with one mistake each, and the promise th
 boot-replay: lab  ## power cuts at the flushes of a recorded update: every disk read, a sample booted
 	cargo test --locked -q -p switchback-tests --test boot_replay
 
-test-all: test check power-cut boot-test boot-replay deb-test  ## all of the above, and the checks
+test-all: test check power-cut-selftest boot-test boot-replay deb-test  ## all of the above, and the checks
 
 check:          ## format, lints, licences, the repository's own rules
 	cargo fmt --all --check

@@ -23,9 +23,8 @@ pub struct CutDisk {
 impl CutDisk {
     /// The disk, as `writer` uses it.
     pub fn new(recorder: Arc<Recorder>, writer: Writer) -> CutDisk {
-        let image = recorder.now();
-        let (len, sector_bytes) = (image.disk_bytes(), image.sector_bytes() as u32);
-        CutDisk { recorder, writer, len, sector_bytes }
+        let (len, sector_bytes) = recorder.geometry();
+        CutDisk { recorder, writer, len, sector_bytes: sector_bytes as u32 }
     }
 
     fn check(&self, offset: u64, len: u64) -> io::Result<()> {

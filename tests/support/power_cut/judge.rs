@@ -185,9 +185,9 @@ fn at_rest(
 /// Asked again and started again, the machine does nothing more.
 fn steady(world: &World<'_>, slot: Slot, state: &BootState) -> Result<()> {
     let broke = |promise, words: String| world.recorder.broken(promise, words);
-    let before = (world.recorder.count(), world.recorder.now().sum());
+    let before = (world.recorder.count(), world.recorder.sum());
     let (_, reboots) = world.ask(slot, "1.1", Request::BootCheck { no_reboot: false })?;
-    let after = (world.recorder.count(), world.recorder.now().sum());
+    let after = (world.recorder.count(), world.recorder.sum());
     if reboots || before != after {
         broke(Promise::Settles, "asked once more, it went on changing something".into());
     }

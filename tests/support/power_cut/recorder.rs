@@ -169,6 +169,17 @@ impl Recorder {
         self.state().seen.iter().map(|(row, digest)| (*row, *digest)).collect()
     }
 
+    /// Bytes of the disk and of one of its sectors.
+    pub fn geometry(&self) -> (u64, usize) {
+        let state = self.state();
+        (state.now.disk_bytes(), state.now.sector_bytes())
+    }
+
+    /// What tells the image of now from every other.
+    pub fn sum(&self) -> u128 {
+        self.state().now.sum()
+    }
+
     /// The image now, caches included.
     pub fn now(&self) -> Image {
         self.state().now.clone()

@@ -30,10 +30,11 @@ use std::collections::VecDeque;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::process::ExitCode;
 use std::sync::{Mutex, PoisonError};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use anyhow::{Result, anyhow};
 use switchback_tests::lab::fixtures::Lab;
+use switchback_tests::summary::summary;
 
 use scene::Scene;
 
@@ -133,6 +134,10 @@ fn main() -> ExitCode {
             wanted.iter().map(|s| Outcome { name: s.name, failure: Some(failure.clone()) }).collect()
         }
     };
+    let outcomes: Vec<(String, Option<&str>)> = outcomes
+        .iter()
+        .map(|outcome| (format!("boot::{}", outcome.name), outcome.failure.as_deref()))
+        .collect();
     summary(&outcomes, SCENARIOS.len() - wanted.len(), began.elapsed())
 }
 
@@ -204,23 +209,4 @@ fn run_one(lab: &Lab, scenario: &Scenario) -> Outcome {
         scenario.name
     );
     Outcome { name: scenario.name, failure }
-}
-
-fn summary(outcomes: &[Outcome], filtered: usize, took: Duration) -> ExitCode {
-    let failed: Vec<(&str, &String)> =
-        outcomes.iter().filter_map(|outcome| Some((outcome.name, outcome.failure.as_ref()?))).collect();
-    if !failed.is_empty() {
-        println!("\nfailures:");
-        for (name, failure) in &failed {
-            println!("\n---- boot::{name} ----\n{failure}");
-        }
-    }
-    println!(
-        "\ntest result: {}. {} passed; {} failed; 0 ignored; 0 measured; {filtered} filtered out; finished in {:.2}s\n",
-        if failed.is_empty() { "ok" } else { "FAILED" },
-        outcomes.len() - failed.len(),
-        failed.len(),
-        took.as_secs_f64(),
-    );
-    if failed.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE }
 }

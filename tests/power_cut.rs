@@ -12,10 +12,11 @@ use anyhow::{Context as _, Result, anyhow, bail};
 use switchback_tests::power_cut::broken::Broken;
 use switchback_tests::power_cut::cuts::Effort;
 use switchback_tests::power_cut::promise::Promise;
-use switchback_tests::power_cut::run::{FULL, SAMPLE, replay, run};
+use switchback_tests::power_cut::run::{FULL, PLAYED, SAMPLE, replay, run};
 use switchback_tests::power_cut::scenario::{SCENARIOS, Scenario};
 use switchback_tests::power_cut::site::Site;
 use switchback_tests::power_cut::sweep::{Depth, Figures};
+use switchback_tests::summary::summary;
 
 /// Stories at once: one for each core of the smallest host.
 const WORKERS: usize = 2;
@@ -89,6 +90,8 @@ fn main() -> ExitCode {
     if all && !outcomes.is_empty() {
         table(&outcomes);
     }
+    let outcomes: Vec<(String, Option<&str>)> =
+        outcomes.iter().map(|outcome| (outcome.job.name(), outcome.failure.as_deref())).collect();
     summary(&outcomes, known - jobs.len(), began.elapsed())
 }
 
@@ -178,22 +181,21 @@ fn run_one<'s>(job: Job, depth: Depth, site: &dyn Fn(usize) -> Result<&'s Site>)
     let word = if failure.is_none() { "ok" } else { "FAILED" };
     println!("test {} ... {word}", job.name());
     failure.iter().for_each(|failure| println!("{failure}"));
-    if std::env::var_os("FIGURES").is_some() {
-        println!("{:?} {:?}", outcome_words(&figures), began.elapsed());
-    }
     Outcome { job, figures, took: began.elapsed(), failure }
 }
 
-fn story(site: &Site, scenario: &Scenario, depth: Depth) -> Result<(Figures, Option<String>)> {
+fn story(site: &Site, scenario: &'static Scenario, depth: Depth) -> Result<(Figures, Option<String>)> {
     let figures = run(site, scenario, depth, None)?;
     let told: Vec<String> = figures
         .violations
         .iter()
         .map(|(path, violation)| {
-            let command = format!(
-                "cargo test -p switchback-tests --test power_cut -- --replay {} {} {path}",
-                scenario.name, site.sector_bytes
-            );
+            let test = "cargo test -p switchback-tests --test power_cut --";
+            // What was broken before any cut, or by other trouble than a cut, shows when the whole story is played.
+            let command = match scenario.trouble.is_none() && path != PLAYED {
+                true => format!("{test} --replay {} {} {path}", scenario.name, site.sector_bytes),
+                false => format!("{test} {}", Job::Story(scenario, site.sector_bytes).name()),
+            };
             format!("{violation}\n  cut: {path}\n  again: {command}")
         })
         .collect();
@@ -252,30 +254,4 @@ fn table(outcomes: &[Outcome]) {
         violations += figures.violations.len();
     }
     println!("total: {images} crash images, {distinct} distinct disks, {violations} violations");
-}
-
-fn summary(outcomes: &[Outcome], filtered: usize, took: Duration) -> ExitCode {
-    let failed: Vec<(String, &String)> =
-        outcomes.iter().filter_map(|outcome| Some((outcome.job.name(), outcome.failure.as_ref()?))).collect();
-    if !failed.is_empty() {
-        println!("\nfailures:");
-        for (name, failure) in &failed {
-            println!("\n---- {name} ----\n{failure}");
-        }
-    }
-    println!(
-        "\ntest result: {}. {} passed; {} failed; 0 ignored; 0 measured; {filtered} filtered out; finished in {:.2}s\n",
-        if failed.is_empty() { "ok" } else { "FAILED" },
-        outcomes.len() - failed.len(),
-        failed.len(),
-        took.as_secs_f64(),
-    );
-    if failed.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE }
-}
-
-fn outcome_words(figures: &Figures) -> String {
-    format!(
-        "{} operations, {} images, {} distinct, {} judged, {} lives",
-        figures.operations, figures.images, figures.distinct, figures.judged, figures.lives
-    )
 }

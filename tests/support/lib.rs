@@ -15,4 +15,5 @@ pub mod slow_line;
 pub mod small_release;
 pub mod small_state;
 pub mod story;
+pub mod summary;
 pub mod upstream;

@@ -12,7 +12,7 @@ use switchback_partitions::slot::Slot;
 
 use crate::digest::Digest;
 use crate::health::CheckResult;
-use crate::host::durable::read_bounded;
+use crate::host::bounded::read_bounded;
 use crate::host::kernel::tail;
 use crate::host::state_dir::{Folder, StateDir as _};
 use crate::reason::Why;

@@ -6,7 +6,7 @@
 use std::collections::{HashMap, HashSet};
 use std::io;
 use std::ops::Range;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use super::image::{FILE_ROWS, Image, Row, file_row};
 use super::promise::{Promise, Violation};
@@ -80,7 +80,7 @@ pub enum Fault {
     FlipsBit(usize),
 }
 
-/// How the firmware writes: it never waits for the medium.
+/// Who writes. The firmware never waits for the medium.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Writer {
     /// The boot loader in the firmware.
@@ -422,13 +422,4 @@ impl State {
             self.proven.insert(row);
         }
     }
-}
-
-/// What a run began with, all its steps, and what it saw.
-#[derive(Debug, Clone)]
-pub struct Run {
-    /// The image before.
-    pub image: Arc<Image>,
-    /// Its steps.
-    pub ops: Arc<Vec<Op>>,
 }

@@ -17,6 +17,9 @@ use super::scenario::{Scenario, Trouble};
 use super::site::Site;
 use super::sweep::{Depth, Figures, Sweep};
 
+/// In place of cuts, where a promise was broken without any.
+pub const PLAYED: &str = "played";
+
 /// A fair sample: seconds for each story.
 pub const SAMPLE: Depth = Depth {
     effort: Effort { samples: 2, singles: 4, tears: 2, folder_lost: false },
@@ -47,13 +50,13 @@ pub fn run(site: &Site, scenario: &Scenario, depth: Depth, broken: Option<Broken
     let found = world.recorder.violations();
     drop(world);
     let mut sweep = Sweep::new(site, scratch.path(), scenario.expected(), broken, depth);
-    sweep.figures.violations.extend(found.into_iter().map(|violation| ("played".to_owned(), violation)));
+    sweep.figures.violations.extend(found.into_iter().map(|violation| (PLAYED.to_owned(), violation)));
     match (ended, broken) {
         (Ok(()), _) => {}
         (Err(error), None) => return Err(error),
         (Err(error), Some(_)) => {
             let violation = Violation { promise: Promise::Settles, words: format!("{error:#}") };
-            sweep.figures.violations.push(("played".to_owned(), violation));
+            sweep.figures.violations.push((PLAYED.to_owned(), violation));
         }
     }
     if depth.is_enough(&sweep.figures) {

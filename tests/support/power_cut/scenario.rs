@@ -264,9 +264,7 @@ fn ordered(world: &World<'_>, slot: Slot, version: &str, reach: Reach) -> Result
 }
 
 fn update(world: &World<'_>) -> Result<()> {
-    let slot = up(world)?;
-    ordered(world, slot, "1.1", Reach::Reboot)?;
-    up(world).map(drop)
+    move_to(world, "1.1")
 }
 
 fn ordered_twice(world: &World<'_>) -> Result<()> {
@@ -279,8 +277,12 @@ fn ordered_twice(world: &World<'_>) -> Result<()> {
 }
 
 fn update_to_1_2(world: &World<'_>) -> Result<()> {
+    move_to(world, "1.2")
+}
+
+fn move_to(world: &World<'_>, version: &str) -> Result<()> {
     let slot = up(world)?;
-    ordered(world, slot, "1.2", Reach::Reboot)?;
+    ordered(world, slot, version, Reach::Reboot)?;
     up(world).map(drop)
 }
 

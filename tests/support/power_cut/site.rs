@@ -8,7 +8,6 @@ use std::sync::Arc;
 
 use anyhow::{Context as _, Result};
 use switchback::config::{self, Config, Expect, Probe};
-use switchback::digest::Digest;
 use switchback_bootloader::record::BootFileKind;
 use switchback_bootloader::systemd_boot::pe::{Machine as Pe, sample};
 use switchback_partitions::device::{Access, FileDevice};
@@ -34,8 +33,6 @@ const WELL: &str = "well";
 pub struct Known {
     /// Its version.
     pub version: &'static str,
-    /// Its identity.
-    pub digest: Digest,
     /// Compared with the floor.
     pub security_version: u64,
     /// The hash of its root's tree, in hex digits, as the boot entry names it.
@@ -68,12 +65,11 @@ impl Site {
         for (version, security_version) in RELEASES {
             let image =
                 scene.desk.root_image(&SmallRelease { version, healthy: true, root_bytes: ROOT_BYTES })?;
-            let digest =
-                scene.desk.build_partition(version, &image, &["--security-version", security_version])?;
+            scene.desk.build_partition(version, &image, &["--security-version", security_version])?;
             scene.desk.sign(&scene.desk.reference(version), &[])?;
             let shown = scene.desk.run(&["image", "inspect", &scene.desk.reference(version)])?;
             let root_hash = root_hash(&shown).with_context(|| format!("no root hash in {shown}"))?;
-            releases.push(Known { version, digest, security_version: security_version.parse()?, root_hash });
+            releases.push(Known { version, security_version: security_version.parse()?, root_hash });
         }
         for root in ["well", "unwell"] {
             std::fs::create_dir_all(scene.folder().join(root))?;

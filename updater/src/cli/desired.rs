@@ -10,7 +10,7 @@ use serde::Deserialize;
 use super::args::release_name;
 use crate::engine::Failure;
 use crate::engine::answers::{Reach, Request};
-use crate::host::durable::read_bounded;
+use crate::host::bounded::read_bounded;
 use crate::reason::{Reason, Why};
 
 /// Longer files are a mistake.

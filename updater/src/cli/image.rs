@@ -15,7 +15,7 @@ use super::render::bytes;
 use crate::digest::Digest;
 use crate::engine::Failure;
 use crate::engine::source::{open, resolve};
-use crate::host::durable::read_bounded;
+use crate::host::bounded::read_bounded;
 use crate::install::registry_reason;
 use crate::progress::{Phase, Progress as _};
 use crate::publish::build::{BootSource, BuildRequest, BuildStep, InitrdSource, RootSource, build};

@@ -54,7 +54,7 @@ impl Place {
 
     /// A small text of the kernel or of a service, without the white space at its end. `None` when it cannot be read.
     pub fn text(&self, path: &str) -> Option<String> {
-        let bytes = crate::host::durable::read_bounded(&self.path(path), TEXT_BYTES_MAX).ok()??;
+        let bytes = crate::host::bounded::read_bounded(&self.path(path), TEXT_BYTES_MAX).ok()??;
         Some(String::from_utf8_lossy(&bytes).trim_end().to_owned())
     }
 

@@ -9,7 +9,7 @@ use super::place::Seen;
 use crate::config::{CONFIG_PATH, ConfigError};
 use crate::engine::chain;
 use crate::health::{self, HEALTH_DIR};
-use crate::host::durable::read_bounded;
+use crate::host::bounded::read_bounded;
 use crate::install::contract::{CONTRACT, CONTRACT_PATH, ContractFile};
 use crate::reason::Reason;
 

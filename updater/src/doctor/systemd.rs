@@ -161,7 +161,7 @@ fn setting(place: &Place, key: &str) -> Option<(String, PathBuf)> {
     drop_ins.sort_by_key(|path| path.file_name().map(ToOwned::to_owned));
     files.extend(drop_ins);
     let mut values = files.into_iter().filter_map(|path| {
-        let bytes = crate::host::durable::read_bounded(&path, SETTINGS_BYTES_MAX).ok()??;
+        let bytes = crate::host::bounded::read_bounded(&path, SETTINGS_BYTES_MAX).ok()??;
         let text = String::from_utf8_lossy(&bytes).into_owned();
         let mut lines = text.lines().filter_map(|line| line.trim().split_once('='));
         let value = lines.rfind(|(name, _)| name.trim() == key)?.1.trim().to_owned();

@@ -20,7 +20,7 @@ use switchback_partitions::slot::{RunningSlot, Slot};
 
 use super::source::{open, policy_of, resolve};
 use super::{Failure, NOTHING_CHANGED};
-use crate::host::durable::read_bounded;
+use crate::host::bounded::read_bounded;
 use crate::host::state_dir::Folder;
 use crate::install::{Install, InstallError, Release, ReleaseName, Target, Traffic};
 use crate::progress::Progress;

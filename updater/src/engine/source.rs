@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 
 use super::Failure;
 use crate::config::Config;
-use crate::host::durable::read_bounded;
+use crate::host::bounded::read_bounded;
 use crate::reason::{Reason, Why};
 use crate::registry::reference::{Reference, Version};
 use crate::registry::{self, Registry, RegistryAccess};

@@ -13,7 +13,7 @@ use tokio::time::Instant;
 
 use super::{CheckOutcome, CheckResult, Context, run_check};
 use crate::config::{Check, Probe};
-use crate::host::durable::read_bounded;
+use crate::host::bounded::read_bounded;
 
 /// Where greenboot looks, beneath the root, in this order; what is added to a script's name to tell the two apart.
 const FOLDERS: [(&str, &str); 2] = [("usr/lib/greenboot", ""), ("etc/greenboot", " (etc)")];

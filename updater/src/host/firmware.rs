@@ -15,7 +15,7 @@ use std::fs::{self, OpenOptions};
 use std::io::{self, Write as _};
 use std::path::Path;
 
-use super::durable::read_bounded;
+use super::bounded::read_bounded;
 use super::loader::{ATTRIBUTE_BYTES, LoaderSettings, units};
 
 /// `EFI_GLOBAL_VARIABLE`.

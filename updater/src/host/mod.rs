@@ -4,8 +4,8 @@
 //! told; it never chooses a slot, a release or a moment. Production code above this seam is the same on the running
 //! machine (`real`) and on an image file with simulated firmware (`image`).
 
+pub mod bounded;
 pub mod clock;
-pub mod durable;
 pub mod firmware;
 pub mod image;
 pub mod kernel;

@@ -9,7 +9,7 @@ use std::io;
 use std::os::unix::fs::FileExt as _;
 use std::path::{Path, PathBuf};
 
-use super::durable::read_bounded;
+use super::bounded::read_bounded;
 
 /// Behind the name of a file that is being replaced.
 const UNFINISHED: &str = ".new";

@@ -185,17 +185,15 @@ impl Custom {
         let (path, unfinished) = (Custom::record_path(slot), format!("{}.tmp", Custom::record_path(slot)));
         self.files.mkdir(slot_files::FOLDER).map_err(at("creating", slot_files::FOLDER))?;
         match record {
-            None => self.files.remove(&path).map_err(at("removing", &path))?,
+            None => self.files.remove(&path).map_err(at("removing", &path)),
             Some(record) => {
                 let text = serde_json::to_vec(&record).map_err(|e| at("writing", &path)(e.into()))?;
                 self.files
                     .write_tmp(&unfinished, &mut text.as_slice())
                     .map_err(at("writing", &unfinished))?;
-                self.files.fsync(&unfinished).map_err(at("flushing", &unfinished))?;
-                self.files.rename(&unfinished, &path).map_err(at("renaming", &unfinished))?;
+                self.files.rename(&unfinished, &path).map_err(at("renaming", &unfinished))
             }
         }
-        self.files.fsync_dir(slot_files::FOLDER).map_err(at("flushing", slot_files::FOLDER))
     }
 }
 

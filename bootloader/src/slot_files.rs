@@ -78,7 +78,7 @@ pub fn write(esp: &dyn EspDir, slot: Slot, files: &BootFiles) -> Result<(), Boot
     for (name, bytes) in &files.passport {
         write_one(esp, slot, name, &Content::of_bytes(bytes), || Ok(bytes.as_slice()))?;
     }
-    esp.fsync_dir(&folder).map_err(at("flushing", &folder))
+    Ok(())
 }
 
 /// Reads every file back past the cache and compares it with what the release names.
@@ -120,7 +120,7 @@ pub fn forget(esp: &dyn EspDir, slot: Slot) -> Result<(), BootError> {
         let path = path(slot, &name.name);
         esp.remove(&path).map_err(at("removing", &path))?;
     }
-    if names.is_empty() { Ok(()) } else { esp.fsync_dir(&folder).map_err(at("flushing", &folder)) }
+    Ok(())
 }
 
 /// A document of the slot's passport; `None` when it is not there.
@@ -242,7 +242,6 @@ fn write_one<R: Read>(
         remove_if_there(esp, &unfinished)?;
         return Err(mismatch(slot, name, expected, Some(&written)));
     }
-    esp.fsync(&unfinished).map_err(at("flushing", &unfinished))?;
     esp.rename(&unfinished, &path).map_err(at("renaming", &unfinished))
 }
 

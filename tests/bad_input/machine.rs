@@ -73,7 +73,6 @@ fn esp_full_of_foreign_files(ground: &std::sync::Arc<Ground>) -> Place {
         esp.mkdir("foreign").unwrap();
         let mut zeros = std::io::repeat(0).take(free - (2 << 20));
         esp.write_tmp("foreign/recovery.img", &mut zeros).unwrap();
-        esp.fsync("foreign/recovery.img").unwrap();
         device.flush().unwrap();
     }
     place.seen_anew()

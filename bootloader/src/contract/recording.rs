@@ -1,4 +1,4 @@
-//! A boot partition that writes down what is done to it, and that can lose its power between two steps.
+//! A boot partition that writes down what changes it, and that can lose its power between two steps.
 //!
 //! Not here: any file system. Rule: after the cut nothing reaches the partition beneath, and every call fails.
 
@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use crate::esp::{EspDir, EspEntry, Space};
 
-/// Wraps a boot partition and records every step that changes or flushes it, in order.
+/// Wraps a boot partition and records every step that changes it, in order.
 pub struct RecordingEsp {
     inner: Arc<dyn EspDir>,
     log: Mutex<Log>,
@@ -25,20 +25,14 @@ impl RecordingEsp {
         RecordingEsp { inner, log: Mutex::default() }
     }
 
-    /// What was done since the last call: `write PATH`, `fsync PATH`, `rename FROM TO`, `remove PATH`,
-    /// `fsync-dir DIR`, `mkdir DIR`.
+    /// What was done since the last call: `write PATH`, `rename FROM TO`, `remove PATH`, `mkdir DIR`.
     pub fn take_events(&self) -> Vec<String> {
         std::mem::take(&mut self.log().events)
     }
 
-    /// How many steps were recorded since the last `take_events`, flushes among them.
+    /// How many steps were recorded since the last `take_events`.
     pub fn steps(&self) -> usize {
         self.log().events.len()
-    }
-
-    /// How many of these steps changed something: a flush of what is flushed already does not.
-    pub fn writes(&self) -> usize {
-        self.log().events.iter().filter(|event| !event.starts_with("fsync")).count()
     }
 
     /// After `steps` more steps the power is gone; `None` brings it back.
@@ -80,11 +74,6 @@ impl EspDir for RecordingEsp {
         self.inner.write_tmp(path, source)
     }
 
-    fn fsync(&self, path: &str) -> io::Result<()> {
-        self.step(format!("fsync {path}"))?;
-        self.inner.fsync(path)
-    }
-
     fn rename(&self, from: &str, to: &str) -> io::Result<()> {
         self.step(format!("rename {from} {to}"))?;
         self.inner.rename(from, to)
@@ -93,11 +82,6 @@ impl EspDir for RecordingEsp {
     fn remove(&self, path: &str) -> io::Result<()> {
         self.step(format!("remove {path}"))?;
         self.inner.remove(path)
-    }
-
-    fn fsync_dir(&self, dir: &str) -> io::Result<()> {
-        self.step(format!("fsync-dir {dir}"))?;
-        self.inner.fsync_dir(dir)
     }
 
     fn mkdir(&self, dir: &str) -> io::Result<()> {

@@ -85,7 +85,7 @@ impl Rig for Board {
         self.custom().run(&["power-on"]).ok().map(|_| self.custom().current().unwrap())
     }
     fn writes(&self) -> usize {
-        self.files.writes() + self.lines("writes")
+        self.files.steps() + self.lines("writes")
     }
     fn scratch(&self) -> &Path {
         self.folder.path()

@@ -157,11 +157,6 @@ impl EspDir for FatEsp {
         })
     }
 
-    fn fsync(&self, path: &str) -> io::Result<()> {
-        // `write_tmp` flushed it; a missing file is still an error, as on a mounted partition.
-        self.file_bytes(path)?.map(drop).ok_or(io::ErrorKind::NotFound.into())
-    }
-
     fn rename(&self, from: &str, to: &str) -> io::Result<()> {
         check_path(from)?;
         check_path(to)?;
@@ -178,11 +173,6 @@ impl EspDir for FatEsp {
     fn remove(&self, path: &str) -> io::Result<()> {
         check_path(path)?;
         self.change_names(|fat| fat.root_dir().remove(path))
-    }
-
-    fn fsync_dir(&self, dir: &str) -> io::Result<()> {
-        check_path(dir)?;
-        self.look(|fat| open_dir(fat, dir).map(drop))
     }
 
     fn mkdir(&self, dir: &str) -> io::Result<()> {

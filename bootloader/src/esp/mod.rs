@@ -1,7 +1,7 @@
-//! Files on the EFI system partition (or whatever file system the loader reads), with every flush spelled out.
+//! Files on the EFI system partition (or whatever file system the loader reads), each change durable when it returns.
 //!
-//! Not here: what the files mean. Rule: FAT has no journal, so nothing is durable before its flush returned, and
-//! nothing is replaced in place: temporary name → `fsync` → `rename` → `fsync_dir`.
+//! Not here: what the files mean. Rule: FAT has no journal, so whoever changes it flushes at once: a caller cannot forget
+//! a flush that it is not asked for. Nothing is replaced in place: temporary name, then `rename`.
 
 use std::io;
 
@@ -57,17 +57,15 @@ pub trait EspDir: Send + Sync {
     fn file_bytes(&self, path: &str) -> io::Result<Option<u64>>;
     /// The names in a directory, sorted; none when the directory does not exist.
     fn list(&self, dir: &str) -> io::Result<Vec<EspEntry>>;
-    /// Creates the file anew from all of `source`. `path` is a temporary name: durable only after `fsync`.
+    /// Creates the file anew from all of `source`; on the medium when it returns. `path` is a temporary name: a power cut
+    /// meanwhile leaves anything there.
     fn write_tmp(&self, path: &str, source: &mut dyn io::Read) -> io::Result<u64>;
-    /// Returns when the file's bytes are on the medium.
-    fn fsync(&self, path: &str) -> io::Result<()>;
-    /// Gives a file another name; a file that has it is replaced. Durable only after `fsync_dir` of both directories.
+    /// Gives a file of the same directory another name; a file that has it is replaced. Durable when it returns; at every
+    /// instant before, one name or both lead to the whole file.
     fn rename(&self, from: &str, to: &str) -> io::Result<()>;
-    /// Removes a file. Durable only after `fsync_dir`.
+    /// Removes a file. Durable when it returns.
     fn remove(&self, path: &str) -> io::Result<()>;
-    /// Returns when renames and removals in the directory are on the medium.
-    fn fsync_dir(&self, dir: &str) -> io::Result<()>;
-    /// Creates the directory and its parents where missing, flushed.
+    /// Creates the directory and its parents where missing. Durable when it returns.
     fn mkdir(&self, dir: &str) -> io::Result<()>;
     /// How full the file system is.
     fn space(&self) -> io::Result<Space>;

@@ -11,7 +11,7 @@ use std::path::{Path, PathBuf};
 use nix::fcntl::{PosixFadviseAdvice, posix_fadvise};
 use nix::sys::statvfs::statvfs;
 
-use super::{EspDir, EspEntry, Space, check_count, check_limit, check_path, unfinished_dir};
+use super::{EspDir, EspEntry, Space, check_count, check_limit, check_path, parent, unfinished_dir};
 
 /// A boot partition that the kernel has mounted.
 #[derive(Debug)]
@@ -33,6 +33,11 @@ impl MountedEsp {
     fn path(&self, path: &str) -> io::Result<PathBuf> {
         check_path(path)?;
         Ok(if path.is_empty() { self.root.clone() } else { self.root.join(path) })
+    }
+
+    /// Returns when new, changed and removed names in the directory are on the medium.
+    fn sync_dir(&self, dir: &str) -> io::Result<()> {
+        File::open(self.path(dir)?)?.sync_all()
     }
 }
 
@@ -73,26 +78,22 @@ impl EspDir for MountedEsp {
 
     fn write_tmp(&self, path: &str, source: &mut dyn io::Read) -> io::Result<u64> {
         let mut file = OpenOptions::new().write(true).create(true).truncate(true).open(self.path(path)?)?;
-        io::copy(source, &mut file)
-    }
-
-    fn fsync(&self, path: &str) -> io::Result<()> {
-        File::open(self.path(path)?)?.sync_all()
+        let bytes = io::copy(source, &mut file)?;
+        file.sync_all()?;
+        Ok(bytes)
     }
 
     fn rename(&self, from: &str, to: &str) -> io::Result<()> {
-        let to = self.path(to)?;
-        fs::rename(self.path(from)?, &to)?;
+        let renamed = self.path(to)?;
+        fs::rename(self.path(from)?, &renamed)?;
         // Else a flushed folder can name an empty entry for half a minute, and a confirmed release is not started.
-        File::open(to)?.sync_all()
+        File::open(renamed)?.sync_all()?;
+        self.sync_dir(parent(to))
     }
 
     fn remove(&self, path: &str) -> io::Result<()> {
-        fs::remove_file(self.path(path)?)
-    }
-
-    fn fsync_dir(&self, dir: &str) -> io::Result<()> {
-        File::open(self.path(dir)?)?.sync_all()
+        fs::remove_file(self.path(path)?)?;
+        self.sync_dir(parent(path))
     }
 
     fn mkdir(&self, dir: &str) -> io::Result<()> {
@@ -105,10 +106,10 @@ impl EspDir for MountedEsp {
             }
             let unfinished = unfinished_dir(self, &parent, &path)?;
             fs::create_dir(self.path(&unfinished)?)?;
-            self.fsync_dir(&unfinished)?;
-            self.fsync_dir(&parent)?;
+            self.sync_dir(&unfinished)?;
+            self.sync_dir(&parent)?;
             fs::rename(self.path(&unfinished)?, self.path(&path)?)?;
-            self.fsync_dir(&parent)?;
+            self.sync_dir(&parent)?;
         }
         Ok(())
     }

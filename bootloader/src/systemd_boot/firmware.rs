@@ -66,6 +66,5 @@ fn stem(entry: &LoaderEntry) -> &str {
 
 fn rename(esp: &dyn EspDir, from: &str, to: &str) -> Result<(), BootError> {
     let from = format!("{ENTRIES}/{from}");
-    esp.rename(&from, &format!("{ENTRIES}/{to}")).map_err(at("renaming", &from))?;
-    esp.fsync_dir(ENTRIES).map_err(at("flushing", ENTRIES))
+    esp.rename(&from, &format!("{ENTRIES}/{to}")).map_err(at("renaming", &from))
 }

@@ -43,9 +43,7 @@ fn put(esp: &dyn EspDir, path: &str, bytes: &[u8]) -> Result<(), BootError> {
     let (folder, unfinished) = (parent(path), format!("{path}.tmp"));
     esp.mkdir(folder).map_err(at("creating", folder))?;
     esp.write_tmp(&unfinished, &mut &*bytes).map_err(at("writing", &unfinished))?;
-    esp.fsync(&unfinished).map_err(at("flushing", &unfinished))?;
-    esp.rename(&unfinished, path).map_err(at("renaming", &unfinished))?;
-    esp.fsync_dir(folder).map_err(at("flushing", folder))
+    esp.rename(&unfinished, path).map_err(at("renaming", &unfinished))
 }
 
 #[cfg(test)]

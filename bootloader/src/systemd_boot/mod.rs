@@ -114,16 +114,14 @@ impl SystemdBoot {
         if from != to {
             self.esp.rename(&from, &to).map_err(at("renaming", &from))?;
         }
-        self.flush_entries()
+        Ok(())
     }
 
     fn write_prepared(&self, slot: Slot, generation: u64, text: &str) -> Result<OurFile, BootError> {
         let name = OurName { slot, generation, ending: Ending::Prepared };
         let (unfinished, prepared) = (path(&format!("{}{UNFINISHED}", name.id())), path(&name.file_name()));
         self.esp.write_tmp(&unfinished, &mut text.as_bytes()).map_err(at("writing", &unfinished))?;
-        self.esp.fsync(&unfinished).map_err(at("flushing", &unfinished))?;
         self.esp.rename(&unfinished, &prepared).map_err(at("renaming", &unfinished))?;
-        self.flush_entries()?;
         Ok(OurFile { name, file_name: name.file_name(), visible: false, bytes: text.len() as u64 })
     }
 
@@ -135,7 +133,7 @@ impl SystemdBoot {
         for file in &older {
             self.remove(file)?;
         }
-        if older.is_empty() { Ok(()) } else { self.flush_entries() }
+        Ok(())
     }
 
     /// Takes the slot out of the loader's order and keeps its newest entry as a prepared one: what is only disarmed can
@@ -157,22 +155,19 @@ impl SystemdBoot {
         for file in prepared.iter().chain(live.iter().rev()) {
             self.remove(file)?;
         }
-        let unfinished = self.remove_unfinished(slot)?;
-        if live.is_empty() && prepared.is_empty() && !unfinished { Ok(()) } else { self.flush_entries() }
+        self.remove_unfinished(slot)
     }
 
-    /// What a crash left of an entry that was being prepared; true when there was any.
-    fn remove_unfinished(&self, slot: Slot) -> Result<bool, BootError> {
+    /// What a crash left of an entry that was being prepared.
+    fn remove_unfinished(&self, slot: Slot) -> Result<(), BootError> {
         let names = self.esp.list(ENTRIES).map_err(at("listing", ENTRIES))?;
         let is_ours =
             |name: &str| name.starts_with(&format!("switchback-{slot}-")) && name.ends_with(UNFINISHED);
-        let mut found = false;
         for entry in names.iter().filter(|entry| is_ours(&entry.name.to_ascii_lowercase())) {
             let path = path(&entry.name);
             self.esp.remove(&path).map_err(at("removing", &path))?;
-            found = true;
         }
-        Ok(found)
+        Ok(())
     }
 
     fn remove(&self, file: &OurFile) -> Result<(), BootError> {
@@ -198,7 +193,6 @@ impl SystemdBoot {
             );
             self.esp.rename(&from, &aside).map_err(at("renaming", &from))?;
         }
-        self.flush_entries()?;
         self.load()
     }
 
@@ -208,10 +202,6 @@ impl SystemdBoot {
         let free =
             names.into_iter().find(|name| !taken.iter().any(|entry| entry.name.eq_ignore_ascii_case(name)));
         Ok(path(&free.unwrap_or_default()))
-    }
-
-    fn flush_entries(&self) -> Result<(), BootError> {
-        self.esp.fsync_dir(ENTRIES).map_err(at("flushing", ENTRIES))
     }
 
     /// Reads the head of what the slot's entry starts.

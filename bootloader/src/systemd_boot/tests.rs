@@ -91,7 +91,7 @@ impl Rig for LoaderRig {
         start.slot
     }
     fn writes(&self) -> usize {
-        self.esp.writes()
+        self.esp.steps()
     }
     fn scratch(&self) -> &Path {
         self.folder.path()
@@ -134,11 +134,9 @@ fn the_names_tell_the_story_of_an_update_and_a_rollback() {
 }
 
 #[test]
-fn each_change_of_state_is_one_rename_and_one_flush() {
+fn each_change_of_state_is_one_rename() {
     let machine = LoaderRig::staged();
-    let one_rename = |from: &str, to: &str| {
-        vec![format!("rename {ENTRIES}/{from} {ENTRIES}/{to}"), format!("fsync-dir {ENTRIES}")]
-    };
+    let one_rename = |from: &str, to: &str| [format!("rename {ENTRIES}/{from} {ENTRIES}/{to}")];
     machine.step(|state| state.arm(Slot::B, 3));
     assert_eq!(machine.esp.take_events(), one_rename("switchback-b-2.prepared", "switchback-b-2+3-0.conf"));
     machine.step(|state| state.revert(Slot::B));
@@ -150,33 +148,24 @@ fn each_change_of_state_is_one_rename_and_one_flush() {
 }
 
 #[test]
-fn an_install_flushes_each_file_before_its_name_and_the_entry_last() {
+fn an_install_writes_each_file_before_its_name_and_the_entry_last() {
     let machine = LoaderRig::staged();
     let boot = machine.systemd_boot();
     boot.forget(Slot::B).unwrap();
     let forgotten = machine.esp.take_events();
-    assert_eq!(
-        forgotten[..2],
-        [format!("remove {ENTRIES}/switchback-b-2.prepared"), format!("fsync-dir {ENTRIES}")]
-    );
-    assert_eq!(forgotten.last().unwrap(), "fsync-dir switchback/b");
-    assert!(forgotten[2..forgotten.len() - 1].iter().all(|event| event.starts_with("remove switchback/b/")));
+    assert_eq!(forgotten[0], format!("remove {ENTRIES}/switchback-b-2.prepared"));
+    assert!(forgotten.len() > 1);
+    assert!(forgotten[1..].iter().all(|event| event.starts_with("remove switchback/b/")));
 
     boot.prepare(Slot::B, &machine.release("1.2")).unwrap();
     let mut expected = Vec::new();
     let mut file = |path: &str, temporary: &str| {
-        expected.extend([
-            format!("write {temporary}"),
-            format!("fsync {temporary}"),
-            format!("rename {temporary} {path}"),
-        ]);
+        expected.extend([format!("write {temporary}"), format!("rename {temporary} {path}")]);
     };
     for name in ["linux", "initrd", "manifest.json", "signatures.json"] {
         file(&format!("switchback/b/{name}"), &format!("switchback/b/{name}.tmp"));
     }
     file(&path("switchback-b-2.prepared"), &path("switchback-b-2.tmp"));
-    expected.insert(12, "fsync-dir switchback/b".to_string());
-    expected.push(format!("fsync-dir {ENTRIES}"));
     assert_eq!(machine.esp.take_events(), expected);
 }
 
@@ -187,7 +176,7 @@ fn survives_cuts(before: impl Fn() -> LoaderRig, work: impl Fn(&SystemdBoot) -> 
     let old = whole.systemd_boot().read().unwrap();
     work(&whole.systemd_boot()).unwrap();
     let (steps, new) = (whole.esp.steps(), whole.systemd_boot().read().unwrap());
-    assert!(steps > 1, "there is nothing to cut");
+    assert!(steps > 0, "there is nothing to cut");
     for step in 0..steps {
         let machine = before();
         machine.esp.cut_power_after(Some(step));

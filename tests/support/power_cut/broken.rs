@@ -8,7 +8,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use switchback::facts::state_file;
+use switchback::facts::{COPY_BYTES, Facts, state_file};
 use switchback::host::state_dir::{StateDir, Store};
 use switchback::lifecycle::Phase;
 use switchback_bootloader::boot_state::{BootState, SlotBoot};
@@ -51,6 +51,8 @@ pub enum Broken {
     ClearsWayBack,
     /// Read-back is answered from what was meant to be written.
     ReadsBackFromCache,
+    /// What failed once is forgotten by the next process: facts, state file and the mark in the boot record.
+    RetriesQuarantined,
 }
 
 impl Broken {
@@ -69,6 +71,7 @@ impl Broken {
         (Broken::CountsConfirmed, Promise::Settles),
         (Broken::ClearsWayBack, Promise::FallbackKept),
         (Broken::ReadsBackFromCache, Promise::ProvenBeforeArmed),
+        (Broken::RetriesQuarantined, Promise::TriedOnce),
     ];
 
     /// The name that `make power-cut-selftest` prints.
@@ -87,6 +90,7 @@ impl Broken {
             Broken::CountsConfirmed => "spends counters on a confirmed slot",
             Broken::ClearsWayBack => "clears the way back during a trial",
             Broken::ReadsBackFromCache => "reads back from the cache",
+            Broken::RetriesQuarantined => "re-tries a quarantined digest",
         }
     }
 
@@ -114,6 +118,8 @@ impl Broken {
     pub fn folder(self, folder: CutFolder) -> Box<dyn StateDir> {
         match self {
             Broken::TruncatesRecord => Box::new(CarelessFolder(folder)),
+            // From then on: the verdict itself is written by a process that has all its wits.
+            Broken::RetriesQuarantined if has_quarantined(&folder) => Box::new(ForgetfulFolder(folder)),
             _ => Box::new(folder),
         }
     }
@@ -152,7 +158,10 @@ impl Broken {
             | Broken::ConfirmsBeforeHealth
             | Broken::DeletesOldEntryFirst
             | Broken::CountsConfirmed
-            | Broken::ClearsWayBack => Arc::new(CarelessBootloader { broken: self, inner, esp, running }),
+            | Broken::ClearsWayBack
+            | Broken::RetriesQuarantined => {
+                Arc::new(CarelessBootloader { broken: self, inner, esp, running })
+            }
             _ => inner,
         }
     }
@@ -265,6 +274,9 @@ impl Bootloader for CarelessBootloader {
                 return Ok(state);
             }
             Broken::ClearsWayBack if mine != SlotBoot::Good => self.inner.forget(self.running.other())?,
+            Broken::RetriesQuarantined if state.slot(self.running.other()) == SlotBoot::Bad => {
+                return Ok(state.forget(self.running.other()));
+            }
             _ => return Ok(state),
         }
         self.inner.read()
@@ -319,9 +331,6 @@ impl EspDir for BothNames {
     fn write_tmp(&self, path: &str, source: &mut dyn io::Read) -> io::Result<u64> {
         self.0.write_tmp(path, source)
     }
-    fn fsync(&self, path: &str) -> io::Result<()> {
-        self.0.fsync(path)
-    }
     fn rename(&self, from: &str, to: &str) -> io::Result<()> {
         if !from.ends_with(".conf") || !to.ends_with(".conf") {
             return self.0.rename(from, to);
@@ -332,9 +341,6 @@ impl EspDir for BothNames {
     fn remove(&self, path: &str) -> io::Result<()> {
         self.0.remove(path)
     }
-    fn fsync_dir(&self, dir: &str) -> io::Result<()> {
-        self.0.fsync_dir(dir)
-    }
     fn mkdir(&self, dir: &str) -> io::Result<()> {
         self.0.mkdir(dir)
     }
@@ -343,6 +349,66 @@ impl EspDir for BothNames {
     }
     fn drop_caches(&self, path: &str) -> io::Result<()> {
         self.0.drop_caches(path)
+    }
+}
+
+fn has_quarantined(folder: &CutFolder) -> bool {
+    Facts::read(folder).is_ok_and(|facts| !facts.known().quarantine.is_empty())
+}
+
+/// Facts and state file read as those of a new machine; what is written to the facts goes nowhere.
+struct ForgetfulFolder(CutFolder);
+
+impl StateDir for ForgetfulFolder {
+    fn path(&self) -> &Path {
+        self.0.path()
+    }
+    fn make(&self) -> io::Result<()> {
+        self.0.make()
+    }
+    fn read(&self, name: &str, limit: u64) -> io::Result<Option<Vec<u8>>> {
+        let forgotten = name == state_file::STATE_FILE || name.starts_with("facts-");
+        if forgotten { Ok(None) } else { self.0.read(name, limit) }
+    }
+    fn write(&self, name: &str, bytes: &[u8]) -> io::Result<()> {
+        self.0.write(name, bytes)
+    }
+    fn sync(&self, name: &str) -> io::Result<()> {
+        self.0.sync(name)
+    }
+    fn rename(&self, from: &str, to: &str) -> io::Result<()> {
+        self.0.rename(from, to)
+    }
+    fn remove(&self, name: &str) -> io::Result<()> {
+        self.0.remove(name)
+    }
+    fn sync_folder(&self) -> io::Result<()> {
+        self.0.sync_folder()
+    }
+    fn open(&self, name: &str) -> io::Result<Option<Box<dyn Store>>> {
+        match name.starts_with("facts-") {
+            true => Ok(Some(Box::new(Blank))),
+            false => self.0.open(name),
+        }
+    }
+}
+
+/// A copy of the facts that nobody wrote to yet, whatever is written.
+struct Blank;
+
+impl Store for Blank {
+    fn len(&self) -> io::Result<u64> {
+        Ok(COPY_BYTES)
+    }
+    fn read_at(&self, _offset: u64, buffer: &mut [u8]) -> io::Result<()> {
+        buffer.fill(0);
+        Ok(())
+    }
+    fn write_at(&self, _offset: u64, _data: &[u8]) -> io::Result<()> {
+        Ok(())
+    }
+    fn flush(&self) -> io::Result<()> {
+        Ok(())
     }
 }
 

@@ -3,10 +3,11 @@
 //! Not here: what becomes of them (`sweep`). Rule: what was flushed is there; of the rest anything may be there, in any
 //! combination, and the last write may be torn.
 
-use std::collections::HashMap;
 use std::fmt;
 use std::str::FromStr;
 use std::sync::Arc;
+
+use rustc_hash::FxHashMap;
 
 use super::image::{FILE_ROWS, Image, Row, share};
 use super::recorder::{Domain, Op};
@@ -177,7 +178,7 @@ impl Cut<'_> {
         if *kind == Kind::FolderLost || self.pending.iter().any(|op| op.domain() != Domain::Disk) {
             return self.image(kind).sum();
         }
-        let mut latest: HashMap<u64, &Row> = HashMap::new();
+        let mut latest: FxHashMap<u64, &Row> = FxHashMap::default();
         let torn = self.torn(kind);
         let kept = self.pending.iter().zip(self.kept(kind)).filter(|(_, kept)| *kept).map(|(op, _)| *op);
         for op in kept.chain(torn.as_ref()) {

@@ -3,13 +3,14 @@
 //! Not here: what was written when (`recorder`). Rule: an image is all that a machine keeps without power, nothing else;
 //! two images with the same sum hold the same bytes.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::{self, Read as _, Seek as _, SeekFrom};
 use std::path::Path;
 use std::sync::{Arc, LazyLock};
 
 use nix::unistd::{Whence, lseek};
+use rustc_hash::FxHashMap;
 use sha2::{Digest as _, Sha256};
 
 /// The rows of file number `i` begin at `(i + 1) * FILE_ROWS`; no disk here has that many rows.
@@ -45,7 +46,7 @@ fn zero_row(bytes: usize) -> &'static Row {
 /// A disk as it was before anything was tried.
 #[derive(Debug)]
 pub struct Base {
-    rows: HashMap<u64, Row>,
+    rows: Vec<Option<Row>>,
     row_bytes: usize,
     len: u64,
 }
@@ -55,7 +56,7 @@ impl Base {
     pub fn of_file(path: &Path, row_bytes: usize) -> io::Result<Base> {
         let mut file = File::open(path)?;
         let len = file.metadata()?.len();
-        let mut rows = HashMap::new();
+        let mut rows = vec![None; (len / row_bytes as u64) as usize];
         let mut at = 0_i64;
         while let Ok(data) = lseek(&file, at, Whence::SeekData) {
             let end = lseek(&file, data, Whence::SeekHole).map_err(io::Error::from)?;
@@ -66,7 +67,7 @@ impl Base {
             bytes.resize(bytes.len().next_multiple_of(row_bytes), 0);
             for (row, bytes) in (first..).zip(bytes.chunks(row_bytes)) {
                 if bytes.iter().any(|byte| *byte != 0) {
-                    rows.insert(row, Row::new(bytes));
+                    rows[row as usize] = Some(Row::new(bytes));
                 }
             }
             at = end;
@@ -79,7 +80,7 @@ impl Base {
 #[derive(Debug, Clone)]
 pub struct Image {
     base: Arc<Base>,
-    changed: HashMap<u64, Row>,
+    changed: FxHashMap<u64, Row>,
     sum: u128,
     /// The state folder's names.
     pub names: BTreeMap<String, u32>,
@@ -90,7 +91,7 @@ pub struct Image {
 impl Image {
     /// A machine with this disk and an empty state folder.
     pub fn new(base: Arc<Base>) -> Image {
-        Image { base, changed: HashMap::new(), sum: 0, names: BTreeMap::new(), lens: BTreeMap::new() }
+        Image { base, changed: FxHashMap::default(), sum: 0, names: BTreeMap::new(), lens: BTreeMap::new() }
     }
 
     /// Bytes of the disk.
@@ -110,7 +111,8 @@ impl Image {
 
     /// One row.
     pub fn row(&self, row: u64) -> &Row {
-        let known = self.changed.get(&row).or_else(|| self.base.rows.get(&row));
+        let of_base = || self.base.rows.get(usize::try_from(row).ok()?)?.as_ref();
+        let known = self.changed.get(&row).or_else(of_base);
         known.unwrap_or_else(|| zero_row(self.row_bytes(row)))
     }
 

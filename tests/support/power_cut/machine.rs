@@ -82,13 +82,13 @@ pub struct World<'a> {
     /// Which mistake its updater makes.
     pub broken: Option<Broken>,
     scratch: &'a Path,
-    /// Told apart from the lives before it: a boot id is new at each start.
-    life: usize,
+    /// How often the power was cut before; a boot id is new at each start.
+    pub cuts: usize,
     starts: AtomicU32,
 }
 
 impl<'a> World<'a> {
-    /// A machine with this image, its power off. `life` is how often the power was cut before.
+    /// A machine with this image, its power off, after so many cuts.
     pub fn new(
         site: &'a Site,
         scratch: &'a Path,
@@ -96,10 +96,10 @@ impl<'a> World<'a> {
         fitness: Fitness,
         broken: Option<Broken>,
         fault: Option<Fault>,
-        life: usize,
+        cuts: usize,
     ) -> Result<World<'a>> {
         let recorder = Arc::new(Recorder::new(image, fault, site.guard()?));
-        Ok(World { site, recorder, fitness, broken, scratch, life, starts: AtomicU32::new(0) })
+        Ok(World { site, recorder, fitness, broken, scratch, cuts, starts: AtomicU32::new(0) })
     }
 
     /// The disk, as the updater has it.
@@ -141,7 +141,7 @@ impl<'a> World<'a> {
     }
 
     fn boot_id(&self) -> String {
-        format!("{:08}-0000-4000-8000-{:012}", self.life, self.starts())
+        format!("{:08}-0000-4000-8000-{:012}", self.cuts, self.starts())
     }
 
     /// The power comes on, or the machine restarts: firmware, dm-verity, initramfs.
@@ -361,7 +361,7 @@ impl Machine for SimMachine<'_> {
     }
 
     fn clock(&self) -> Clock {
-        let lives = self.world.life as u64 * 1000;
+        let lives = self.world.cuts as u64 * 1000;
         Clock { uptime_secs: 60, unix_secs: EPOCH_UNIX_SECS + lives + u64::from(self.world.starts()) * 60 }
     }
 }

@@ -8,11 +8,13 @@ use std::sync::Arc;
 
 use super::image::Image;
 use super::judge::Judgement;
+use super::machine::TRIES;
 
 /// All judgements of one scenario.
 #[derive(Default)]
 pub struct Memo {
-    folders: HashMap<u128, Node>,
+    /// By the folder, and by whether there were as many cuts as tries: more is allowed then.
+    folders: HashMap<(u128, bool), Node>,
 }
 
 enum Node {
@@ -23,9 +25,9 @@ enum Node {
 }
 
 impl Memo {
-    /// The judgement of an image that is as good as this one.
-    pub fn find(&self, image: &Image) -> Option<Arc<Judgement>> {
-        let mut node = self.folders.get(&image.folder_sum())?;
+    /// The judgement of an image that is as good as this one, which so many cuts led to.
+    pub fn find(&self, image: &Image, cuts: usize) -> Option<Arc<Judgement>> {
+        let mut node = self.folders.get(&(image.folder_sum(), cuts >= usize::from(TRIES)))?;
         loop {
             match node {
                 Node::Split(row, branches) => node = branches.get(&image.row(*row).digest)?,
@@ -37,9 +39,10 @@ impl Memo {
     }
 
     /// Keeps a judgement of `image`.
-    pub fn keep(&mut self, image: &Image, judgement: Arc<Judgement>) {
+    pub fn keep(&mut self, image: &Image, cuts: usize, judgement: Arc<Judgement>) {
         let new = || Node::Leaf(judgement.clone());
-        let mut node = self.folders.entry(image.folder_sum()).or_insert_with(new);
+        let mut node =
+            self.folders.entry((image.folder_sum(), cuts >= usize::from(TRIES))).or_insert_with(new);
         loop {
             match node {
                 Node::Split(row, branches) => {

@@ -3,10 +3,11 @@
 //! Not here: which of them a power cut leaves (`cuts`). Rule: a write is the whole rows as they were then, so that a
 //! later write of the same row carries the earlier one, as a cache of sectors does.
 
-use std::collections::{HashMap, HashSet};
 use std::io;
 use std::ops::Range;
 use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use rustc_hash::{FxHashMap, FxHashSet};
 
 use super::image::{FILE_ROWS, Image, Row, file_row};
 use super::promise::{Promise, Violation};
@@ -113,17 +114,17 @@ struct State {
     now: Image,
     ops: Vec<Op>,
     /// What the run saw of the disk that it began with: row and digest. Of the state folder it may have seen all.
-    seen: HashMap<u64, u128>,
-    written: HashSet<u64>,
+    /// None: it was written before anybody read it.
+    seen: FxHashMap<u64, Option<u128>>,
     next_file: u32,
     fault: Option<Fault>,
     guard: Guard,
     /// Counts writes, flushes and drops of caches.
     tick: u64,
     /// When a row of a slot was written.
-    written_at: HashMap<u64, u64>,
+    written_at: FxHashMap<u64, u64>,
     /// Rows of slots that were read past the caches since they were flushed, by the process that runs.
-    proven: HashSet<u64>,
+    proven: FxHashSet<u64>,
     last_flush: u64,
     last_drop: u64,
     violations: Vec<Violation>,
@@ -136,13 +137,12 @@ impl Recorder {
             next_file: image.next_file(),
             now: image,
             ops: Vec::new(),
-            seen: HashMap::new(),
-            written: HashSet::new(),
+            seen: FxHashMap::default(),
             fault,
             guard,
             tick: 1,
-            written_at: HashMap::new(),
-            proven: HashSet::new(),
+            written_at: FxHashMap::default(),
+            proven: FxHashSet::default(),
             last_flush: 0,
             last_drop: 0,
             violations: Vec::new(),
@@ -166,7 +166,7 @@ impl Recorder {
 
     /// What the run depended on besides the state folder: rows of the disk that it began with.
     pub fn seen(&self) -> Vec<(u64, u128)> {
-        self.state().seen.iter().map(|(row, digest)| (*row, *digest)).collect()
+        self.state().seen.iter().filter_map(|(row, digest)| Some((*row, (*digest)?))).collect()
     }
 
     /// Bytes of the disk and of one of its sectors.
@@ -326,16 +326,17 @@ impl Recorder {
 
 impl State {
     fn see(&mut self, row: u64) {
-        if row < FILE_ROWS && !self.written.contains(&row) {
-            let digest = self.now.row(row).digest;
-            self.seen.entry(row).or_insert(digest);
+        if row < FILE_ROWS {
+            self.seen.entry(row).or_insert_with(|| Some(self.now.row(row).digest));
         }
     }
 
     fn push(&mut self, op: Op) {
         op.apply(&mut self.now);
         if let Op::Rows(_, rows) = &op {
-            self.written.extend(rows.iter().map(|(row, _)| *row));
+            for (row, _) in rows {
+                self.seen.entry(*row).or_insert(None);
+            }
         }
         self.ops.push(op);
     }

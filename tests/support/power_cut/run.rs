@@ -49,7 +49,7 @@ pub fn run(site: &Site, scenario: &Scenario, depth: Depth, broken: Option<Broken
     let ended = played.and_then(|()| scenario.check_end(&world));
     let found = world.recorder.violations();
     drop(world);
-    let mut sweep = Sweep::new(site, scratch.path(), scenario.expected(), broken, depth);
+    let mut sweep = Sweep::new(scenario.name, site, scratch.path(), scenario.expected(), broken, depth);
     sweep.figures.violations.extend(found.into_iter().map(|violation| (PLAYED.to_owned(), violation)));
     match (ended, broken) {
         (Ok(()), _) => {}

@@ -6,6 +6,7 @@
 use std::collections::{HashSet, VecDeque};
 use std::path::Path;
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use anyhow::Result;
 
@@ -17,6 +18,9 @@ use super::memo::Memo;
 use super::promise::{Promise, Violation};
 use super::recorder::Op;
 use super::site::Site;
+
+/// How often a long sweep says how far it is.
+const TELL_EVERY: Duration = Duration::from_secs(20);
 
 /// How much of a scenario is tried.
 #[derive(Debug, Clone, Copy)]
@@ -70,6 +74,7 @@ struct Life {
 
 /// A sweep under way.
 pub struct Sweep<'a> {
+    name: &'static str,
     site: &'a Site,
     scratch: &'a Path,
     expected: Expected,
@@ -78,6 +83,7 @@ pub struct Sweep<'a> {
     known: HashSet<u128>,
     memo: Memo,
     queue: VecDeque<Life>,
+    told: Instant,
     /// What was found so far.
     pub figures: Figures,
 }
@@ -85,6 +91,7 @@ pub struct Sweep<'a> {
 impl<'a> Sweep<'a> {
     /// A sweep over a run of `ops` that began with `image`.
     pub fn new(
+        name: &'static str,
         site: &'a Site,
         scratch: &'a Path,
         expected: Expected,
@@ -92,6 +99,7 @@ impl<'a> Sweep<'a> {
         depth: Depth,
     ) -> Sweep<'a> {
         Sweep {
+            name,
             site,
             scratch,
             expected,
@@ -100,6 +108,7 @@ impl<'a> Sweep<'a> {
             known: HashSet::new(),
             memo: Memo::default(),
             queue: VecDeque::new(),
+            told: Instant::now(),
             figures: Figures::default(),
         }
     }
@@ -146,6 +155,7 @@ impl<'a> Sweep<'a> {
             self.figures.images += 1;
             // `none` and `all` are what the others are compared with, known or not.
             let ends = matches!(kind, Kind::None | Kind::All);
+            self.tell(life);
             let is_new = self.known.insert(cut.sum(&kind, folder));
             self.figures.distinct += u64::from(is_new);
             if !is_new && !ends {
@@ -163,6 +173,20 @@ impl<'a> Sweep<'a> {
         Ok(())
     }
 
+    /// A line on standard error now and then: a whole sweep takes minutes.
+    fn tell(&mut self, life: &Life) {
+        if self.told.elapsed() < TELL_EVERY {
+            return;
+        }
+        self.told = Instant::now();
+        let Figures { images, distinct, judged, .. } = self.figures;
+        let (cuts, waiting) = (life.path.len() + 1, self.queue.len());
+        eprintln!(
+            "{}: {images} images, {distinct} distinct, {judged} judged, cut {cuts} times, {waiting} runs waiting",
+            self.name
+        );
+    }
+
     fn judgement(
         &mut self,
         life: &Life,
@@ -171,15 +195,15 @@ impl<'a> Sweep<'a> {
         image: Image,
         is_new: bool,
     ) -> Result<Arc<Judgement>> {
-        if let Some(known) = self.memo.find(&image) {
+        let cuts = life.path.len() + 1;
+        if let Some(known) = self.memo.find(&image, cuts) {
             return Ok(known);
         }
-        let lives = life.path.len() + 1;
-        let judged = judge(self.site, self.scratch, image.clone(), &self.expected, self.broken, lives)?;
+        let judged = judge(self.site, self.scratch, image.clone(), &self.expected, self.broken, cuts)?;
         let judged = Arc::new(judged);
         self.figures.judged += 1;
-        self.memo.keep(&image, judged.clone());
-        if is_new && lives < self.depth.lives && judged.violations.is_empty() {
+        self.memo.keep(&image, cuts, judged.clone());
+        if is_new && cuts < self.depth.lives && judged.violations.is_empty() {
             let mut path = life.path.clone();
             path.push(format!("{at}/{kind}"));
             self.queue.push_back(Life { image, ops: judged.ops.clone(), path, from: 0 });

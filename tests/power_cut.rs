@@ -223,8 +223,18 @@ fn mistake(site: &Site, broken: Broken, promise: Promise) -> Result<(Figures, Op
 
 fn table(outcomes: &[Outcome]) {
     println!(
-        "\n{:<28} {:>6} {:>10} {:>12} {:>10} {:>8} {:>5} {:>10} {:>6}",
-        "story", "sector", "operations", "crash images", "distinct", "judged", "lives", "violations", "s"
+        "\n{:<28} {:>6} {:>10} {:>12} {:>10} {:>8} {:>5} {:>5} {:>5} {:>10} {:>6}",
+        "story",
+        "sector",
+        "operations",
+        "crash images",
+        "distinct",
+        "judged",
+        "runs",
+        "left",
+        "cuts",
+        "violations",
+        "s"
     );
     let (mut images, mut distinct, mut violations) = (0, 0, 0);
     let mut rows: Vec<&Outcome> = outcomes.iter().collect();
@@ -238,13 +248,15 @@ fn table(outcomes: &[Outcome]) {
         let Job::Story(scenario, sector_bytes) = outcome.job else { continue };
         let figures = &outcome.figures;
         println!(
-            "{:<28} {:>6} {:>10} {:>12} {:>10} {:>8} {:>5} {:>10} {:>6.1}",
+            "{:<28} {:>6} {:>10} {:>12} {:>10} {:>8} {:>5} {:>5} {:>5} {:>10} {:>6.1}",
             scenario.name,
             sector_bytes,
             figures.operations,
             figures.images,
             figures.distinct,
             figures.judged,
+            figures.runs,
+            figures.left,
             figures.lives,
             figures.violations.len(),
             outcome.took.as_secs_f64(),

@@ -8,7 +8,7 @@ use std::io::{self, Read, Seek, Write};
 use std::rc::Rc;
 use std::sync::{Arc, Mutex, PoisonError};
 
-use fatfs::{Date, DateTime, Dir, FileSystem, FsOptions, Time, TimeProvider};
+use fatfs::{Date, DateTime, Dir, DirEntry, FileSystem, FsOptions, Time, TimeProvider};
 use switchback_partitions::device::{BlockDevice, DeviceStream};
 
 use super::sectors::Sectors;
@@ -114,15 +114,16 @@ impl FatEsp {
 impl EspDir for FatEsp {
     fn read_into(&self, path: &str, limit: u64, sink: &mut dyn Write) -> io::Result<u64> {
         check_path(path)?;
-        let bytes = self.file_bytes(path)?.ok_or(io::ErrorKind::NotFound)?;
-        check_limit(path, bytes, limit)?;
-        self.look(|fat| copy(&mut fat.root_dir().open_file(path)?.take(limit), sink))
+        self.look(|fat| {
+            let file = find_file(fat, path)?.ok_or(io::ErrorKind::NotFound)?;
+            check_limit(path, file.len(), limit)?;
+            copy(&mut file.to_file().take(limit), sink, file.len())
+        })
     }
 
     fn file_bytes(&self, path: &str) -> io::Result<Option<u64>> {
-        let name = path.rsplit('/').next().unwrap_or(path);
-        let found = self.list(parent(path))?.into_iter().find(|entry| same_name(&entry.name, name));
-        Ok(found.filter(|entry| !entry.is_dir).map(|entry| entry.bytes))
+        check_path(path)?;
+        self.look(|fat| Ok(find_file(fat, path)?.map(|entry| entry.len())))
     }
 
     fn list(&self, dir: &str) -> io::Result<Vec<EspEntry>> {
@@ -151,7 +152,7 @@ impl EspDir for FatEsp {
         self.write(|fat| {
             let mut file = fat.root_dir().create_file(path)?;
             file.truncate()?;
-            let bytes = copy(source, &mut file)?;
+            let bytes = copy(source, &mut file, u64::MAX)?;
             file.flush()?;
             Ok(bytes)
         })
@@ -239,13 +240,31 @@ fn dots_without_long_names(
     Some(right)
 }
 
+/// The name of a file; none where there is no such name or it is a directory's.
+fn find_file<'a>(fat: &'a Fat, path: &str) -> io::Result<Option<DirEntry<'a, Stream>>> {
+    let name = path.rsplit('/').next().unwrap_or(path);
+    let folder = match open_dir(fat, parent(path)) {
+        Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(None),
+        other => other?,
+    };
+    for (count, entry) in folder.iter().enumerate() {
+        let entry = entry?;
+        check_count(parent(path), count)?;
+        if same_name(&entry.file_name(), name) {
+            return Ok(entry.is_file().then_some(entry));
+        }
+    }
+    Ok(None)
+}
+
 /// FAT compares names without case; fatfs does it by Unicode upper case too.
 fn same_name(a: &str, b: &str) -> bool {
     a.chars().flat_map(char::to_uppercase).eq(b.chars().flat_map(char::to_uppercase))
 }
 
-fn copy(source: &mut dyn Read, sink: &mut dyn Write) -> io::Result<u64> {
-    let mut buffer = vec![0; COPY_BYTES];
+/// Copies all of `source`, which has about `expected` bytes.
+fn copy(source: &mut dyn Read, sink: &mut dyn Write, expected: u64) -> io::Result<u64> {
+    let mut buffer = vec![0; COPY_BYTES.min(usize::try_from(expected).unwrap_or(COPY_BYTES)).max(1)];
     let mut total = 0;
     loop {
         match source.read(&mut buffer) {
@@ -260,16 +279,20 @@ fn copy(source: &mut dyn Read, sink: &mut dyn Write) -> io::Result<u64> {
     }
 }
 
-/// What fatfs reads and writes through.
+/// What fatfs reads and writes through. It reads names and table entries in pieces of a few bytes: the sector around the
+/// last one is kept.
 struct Stream {
     device: DeviceStream<Arc<dyn BlockDevice>>,
+    sector: Vec<u8>,
+    /// Which sector that is.
+    kept: Option<u64>,
     /// Where the first read since it was emptied took place.
     first_read: Option<Rc<Cell<Option<u64>>>>,
 }
 
 impl Stream {
     fn new(device: Arc<dyn BlockDevice>) -> Stream {
-        Stream { device: DeviceStream::new(device), first_read: None }
+        Stream { device: DeviceStream::new(device), sector: Vec::new(), kept: None, first_read: None }
     }
 
     fn watched(self, first_read: &Rc<Cell<Option<u64>>>) -> Stream {
@@ -279,16 +302,32 @@ impl Stream {
 
 impl Read for Stream {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let position = self.device.stream_position()?;
         if let Some(seen) = &self.first_read {
-            let position = self.device.stream_position()?;
             seen.set(seen.get().or(Some(position)));
         }
-        self.device.read(buffer)
+        let device = self.device.device();
+        let sector_bytes = u64::from(device.sector_bytes());
+        if buffer.len() as u64 >= sector_bytes || position >= device.len() {
+            return self.device.read(buffer);
+        }
+        let (number, skip) = (position / sector_bytes, (position % sector_bytes) as usize);
+        if self.kept != Some(number) {
+            self.kept = None;
+            self.sector.resize(sector_bytes as usize, 0);
+            device.read_at(number * sector_bytes, &mut self.sector)?;
+            self.kept = Some(number);
+        }
+        let count = buffer.len().min(self.sector.len() - skip);
+        buffer[..count].copy_from_slice(&self.sector[skip..skip + count]);
+        self.device.seek(io::SeekFrom::Current(count as i64))?;
+        Ok(count)
     }
 }
 
 impl Write for Stream {
     fn write(&mut self, data: &[u8]) -> io::Result<usize> {
+        self.kept = None;
         self.device.write(data)
     }
 

@@ -2,17 +2,15 @@
 //!
 //! Not here: what they mean. Rule: each sector is written once, as it is in the end, and one that did not change not at
 //! all. `fatfs` writes a name in pieces of a few bytes; written through, a power cut between two of them leaves half a name,
-//! which no later install into that directory can read. It reads in pieces as small, so what was read is kept as well.
+//! which no later install into that directory can read.
 
 use std::collections::HashMap;
-use std::collections::hash_map::Entry;
 use std::io;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use switchback_partitions::device::BlockDevice;
 
-/// So many changed sectors are gathered at most; more than any change of names needs. The content of a large file passes.
-/// As many that were only read are kept.
+/// So many sectors are gathered at most; more than any change of names needs. The content of a large file passes.
 const GATHERED_MAX: usize = 2048;
 
 /// What is gathered of a device's sectors.
@@ -24,39 +22,13 @@ pub(super) struct Sectors {
 #[derive(Default)]
 struct Gathered {
     sectors: HashMap<u64, Sector>,
-    changed: usize,
     touches: u64,
 }
 
 struct Sector {
     before: Vec<u8>,
-    /// What it is to become, once it was written to.
-    now: Option<Vec<u8>>,
+    now: Vec<u8>,
     touched: u64,
-}
-
-impl Sector {
-    fn bytes(&self) -> &[u8] {
-        self.now.as_deref().unwrap_or(&self.before)
-    }
-}
-
-impl Gathered {
-    /// One sector; read from `device` unless it is known.
-    fn load(&mut self, device: &dyn BlockDevice, number: u64) -> io::Result<&mut Sector> {
-        if self.sectors.len() >= self.changed + GATHERED_MAX {
-            self.sectors.retain(|_, sector| sector.now.is_some());
-        }
-        match self.sectors.entry(number) {
-            Entry::Occupied(entry) => Ok(entry.into_mut()),
-            Entry::Vacant(entry) => {
-                let sector_bytes = device.sector_bytes() as usize;
-                let mut before = vec![0; sector_bytes];
-                device.read_at(number * sector_bytes as u64, &mut before)?;
-                Ok(entry.insert(Sector { before, now: None, touched: 0 }))
-            }
-        }
-    }
 }
 
 impl Sectors {
@@ -78,16 +50,12 @@ impl Sectors {
 
     fn write_out(&self, in_order: bool) -> io::Result<()> {
         let sector_bytes = u64::from(self.device.sector_bytes());
-        let gathered = std::mem::take(&mut *self.gathered());
-        let changed = gathered.sectors.iter().filter_map(|(number, sector)| {
-            let now = sector.now.as_ref().filter(|now| **now != sector.before)?;
-            Some((sector.touched, number, now))
-        });
-        let mut changed: Vec<_> = changed.collect();
-        changed.sort_unstable_by_key(|(touched, ..)| *touched);
+        let mut changed: Vec<(u64, Sector)> = self.gathered().sectors.drain().collect();
+        changed.retain(|(_, sector)| sector.now != sector.before);
+        changed.sort_by_key(|(_, sector)| sector.touched);
         let last = changed.len().saturating_sub(1);
-        for (count, (_, number, now)) in changed.into_iter().enumerate() {
-            self.device.write_at(number * sector_bytes, now)?;
+        for (count, (number, sector)) in changed.iter().enumerate() {
+            self.device.write_at(number * sector_bytes, &sector.now)?;
             if in_order && count < last {
                 self.device.flush()?;
             }
@@ -117,20 +85,15 @@ impl Sectors {
 
 impl BlockDevice for Sectors {
     fn read_at(&self, offset: u64, buffer: &mut [u8]) -> io::Result<()> {
-        let mut gathered = self.gathered();
-        // A file's content is read once, in large pieces.
-        let passes = buffer.len() >= self.device.sector_bytes() as usize;
-        if passes {
-            self.device.read_at(offset, buffer)?;
+        self.device.read_at(offset, buffer)?;
+        let gathered = self.gathered();
+        if gathered.sectors.is_empty() {
+            return Ok(());
         }
         self.parts(offset, buffer.len(), |number, skip, range| {
-            let known = match passes {
-                true => gathered.sectors.get(&number),
-                false => Some(&*gathered.load(&*self.device, number)?),
-            };
-            if let Some(sector) = known {
+            if let Some(sector) = gathered.sectors.get(&number) {
                 let count = range.len();
-                buffer[range].copy_from_slice(&sector.bytes()[skip..skip + count]);
+                buffer[range].copy_from_slice(&sector.now[skip..skip + count]);
             }
             Ok(())
         })
@@ -138,19 +101,22 @@ impl BlockDevice for Sectors {
 
     fn write_at(&self, offset: u64, data: &[u8]) -> io::Result<()> {
         let sector_bytes = self.device.sector_bytes() as usize;
-        if self.gathered().changed + data.len() / sector_bytes > GATHERED_MAX {
+        if self.gathered().sectors.len() + data.len() / sector_bytes > GATHERED_MAX {
             self.write_out(false)?;
         }
         let gathered = &mut *self.gathered();
         self.parts(offset, data.len(), |number, skip, range| {
             gathered.touches += 1;
-            let touched = gathered.touches;
-            let sector = gathered.load(&*self.device, number)?;
-            sector.touched = touched;
-            let is_new = sector.now.is_none();
-            let now = sector.now.get_or_insert_with(|| sector.before.clone());
-            now[skip..skip + range.len()].copy_from_slice(&data[range]);
-            gathered.changed += usize::from(is_new);
+            let sector = match gathered.sectors.entry(number) {
+                std::collections::hash_map::Entry::Occupied(entry) => entry.into_mut(),
+                std::collections::hash_map::Entry::Vacant(entry) => {
+                    let mut before = vec![0; sector_bytes];
+                    self.device.read_at(number * sector_bytes as u64, &mut before)?;
+                    entry.insert(Sector { now: before.clone(), before, touched: 0 })
+                }
+            };
+            sector.touched = gathered.touches;
+            sector.now[skip..skip + range.len()].copy_from_slice(&data[range]);
             Ok(())
         })
     }
@@ -177,7 +143,6 @@ impl BlockDevice for Sectors {
     }
 
     fn drop_caches(&self) -> io::Result<()> {
-        self.gathered().sectors.retain(|_, sector| sector.now.is_some());
         self.device.drop_caches()
     }
 }
@@ -198,23 +163,6 @@ mod tests {
         assert_eq!(medium.to_bytes(), vec![0; 4096]);
         sectors.commit(true).unwrap();
         assert_eq!(&medium.to_bytes()[500..515], b"across a border");
-    }
-
-    #[test]
-    fn what_is_read_in_pieces_is_read_once_and_not_past_a_drop_of_caches() {
-        let medium = Arc::new(MemDevice::new(4096, 512));
-        let sectors = Sectors::new(medium.clone());
-        let byte = |at: u64| {
-            let mut read = [0];
-            sectors.read_at(at, &mut read).unwrap();
-            read[0]
-        };
-        assert_eq!(byte(513), 0);
-        medium.write_at(512, &[1, 2, 3]).unwrap();
-        assert_eq!(byte(513), 0, "the sector is known");
-        sectors.write_at(0, &[9]).unwrap();
-        sectors.drop_caches().unwrap();
-        assert_eq!((byte(513), byte(0)), (2, 9), "what is to be written stays");
     }
 
     #[test]

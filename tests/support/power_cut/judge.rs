@@ -3,12 +3,14 @@
 //! Not here: which images there are. Rule: a judgement depends on the image alone, so that it may stand for every image
 //! that agrees with it on all that was read.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
+use std::hash::{DefaultHasher, Hash as _, Hasher as _};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
-use std::sync::Arc;
+use std::sync::{Arc, LazyLock};
 
 use anyhow::Result;
+use regex::Regex;
 use switchback::engine::answers::{Answer, Outcome, Reach, Request};
 use switchback::facts::{Facts, state_file};
 use switchback::reason::Reason;
@@ -20,7 +22,7 @@ use super::broken::Broken;
 use super::image::Image;
 use super::machine::{Fitness, TRIES, World};
 use super::promise::{Promise, Violation};
-use super::recorder::{Op, Writer};
+use super::recorder::{Domain, Op, Writer};
 use super::site::Site;
 
 /// What a scenario expects of the end.
@@ -51,11 +53,14 @@ pub struct Judgement {
     pub starts: u32,
     /// The recovery's own steps, for the next cut.
     pub ops: Arc<Vec<Op>>,
+    /// What tells this recovery from those that go another way; the same for two that differ in times and boot ids alone.
+    pub shape: u64,
     /// What was read of the disk: row and digest.
     pub seen: Vec<(u64, u128)>,
 }
 
-/// Powers on with `image`, which so many power cuts led to, and looks until the machine rests.
+/// Powers on with `image`, which so many power cuts led to, and looks until the machine rests; `order`: and then whether
+/// the story's order can be given again.
 pub fn judge(
     site: &Site,
     scratch: &Path,
@@ -63,6 +68,7 @@ pub fn judge(
     expected: &Expected,
     broken: Option<Broken>,
     cuts: usize,
+    order: bool,
 ) -> Result<Judgement> {
     clean(scratch)?;
     let world = World::new(site, scratch, image, expected.fitness, broken, None, cuts)?;
@@ -73,9 +79,11 @@ pub fn judge(
         rest: None,
         starts: 0,
         ops: Arc::default(),
+        shape: 0,
         seen: Vec::new(),
     };
-    let looked = catch_unwind(AssertUnwindSafe(|| look_at(&world, expected, &mut judgement)));
+    let expected = Expected { then: expected.then.filter(|_| order), ..expected.clone() };
+    let looked = catch_unwind(AssertUnwindSafe(|| look_at(&world, &expected, &mut judgement)));
     looked.unwrap_or_else(|panic| {
         let words = panic.downcast_ref::<String>().map_or("no words", String::as_str);
         world.recorder.broken(Promise::Settles, format!("the updater panicked: {words}"));
@@ -84,7 +92,39 @@ pub fn judge(
     judgement.violations = world.recorder.violations();
     judgement.violations.dedup();
     judgement.seen = world.recorder.seen();
+    judgement.shape = shape(&judgement);
     Ok(judgement)
+}
+
+/// Boot ids, seconds, and the numbers that only count on: they differ from one power cut to the next for ever.
+static COUNTERS: LazyLock<Option<Regex>> =
+    LazyLock::new(|| Regex::new(r"\d{8}-0000-4000-8000-\d{12}|\d{9,}|seq: \d+").ok());
+
+fn shape(judgement: &Judgement) -> u64 {
+    let mut shape = DefaultHasher::new();
+    for record in &judgement.records {
+        COUNTERS.iter().for_each(|counters| counters.replace_all(record, "#").hash(&mut shape));
+    }
+    (&judgement.rest, judgement.starts).hash(&mut shape);
+    let mut files = BTreeMap::new();
+    let mut known = |file: u32| {
+        let next = files.len();
+        *files.entry(file).or_insert(next)
+    };
+    for op in &*judgement.ops {
+        std::mem::discriminant(op).hash(&mut shape);
+        match op {
+            Op::Rows(Domain::File(file), _) | Op::Len(file, _) | Op::Flush(Domain::File(file)) => {
+                known(*file).hash(&mut shape);
+            }
+            Op::Rows(_, rows) => rows.iter().for_each(|(row, _)| row.hash(&mut shape)),
+            Op::Link(name, file) => (name, known(*file)).hash(&mut shape),
+            Op::Rename(from, to) => (from, to).hash(&mut shape),
+            Op::Unlink(name) => name.hash(&mut shape),
+            Op::Flush(domain) => std::mem::discriminant(domain).hash(&mut shape),
+        }
+    }
+    shape.finish()
 }
 
 /// Powers on, waits for the rest, looks at it, and gives the order again.

@@ -13,8 +13,14 @@ use super::machine::TRIES;
 /// All judgements of one scenario.
 #[derive(Default)]
 pub struct Memo {
-    /// By the folder, and by whether there were as many cuts as tries: more is allowed then.
-    folders: HashMap<(u128, bool), Node>,
+    folders: HashMap<Question, Node>,
+}
+
+/// The folder's sum, whether there were as many cuts as tries (more is allowed then), and whether the order was given again.
+type Question = (u128, bool, bool);
+
+fn question(image: &Image, cuts: usize, order: bool) -> Question {
+    (image.folder_sum(), cuts >= usize::from(TRIES), order)
 }
 
 enum Node {
@@ -26,8 +32,8 @@ enum Node {
 
 impl Memo {
     /// The judgement of an image that is as good as this one, which so many cuts led to.
-    pub fn find(&self, image: &Image, cuts: usize) -> Option<Arc<Judgement>> {
-        let mut node = self.folders.get(&(image.folder_sum(), cuts >= usize::from(TRIES)))?;
+    pub fn find(&self, image: &Image, cuts: usize, order: bool) -> Option<Arc<Judgement>> {
+        let mut node = self.folders.get(&question(image, cuts, order))?;
         loop {
             match node {
                 Node::Split(row, branches) => node = branches.get(&image.row(*row).digest)?,
@@ -39,10 +45,9 @@ impl Memo {
     }
 
     /// Keeps a judgement of `image`.
-    pub fn keep(&mut self, image: &Image, cuts: usize, judgement: Arc<Judgement>) {
+    pub fn keep(&mut self, image: &Image, cuts: usize, order: bool, judgement: Arc<Judgement>) {
         let new = || Node::Leaf(judgement.clone());
-        let mut node =
-            self.folders.entry((image.folder_sum(), cuts >= usize::from(TRIES))).or_insert_with(new);
+        let mut node = self.folders.entry(question(image, cuts, order)).or_insert_with(new);
         loop {
             match node {
                 Node::Split(row, branches) => {

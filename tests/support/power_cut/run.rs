@@ -25,15 +25,17 @@ pub const SAMPLE: Depth = Depth {
     effort: Effort { samples: 2, singles: 4, tears: 2, folder_lost: false },
     lives: 1,
     steps: 40,
+    judgements: u64::MAX,
     violations: 3,
     until: None,
 };
 
-/// Everything.
+/// Every step; then every recovery that goes a new way, until none does or the share of one story is used up.
 pub const FULL: Depth = Depth {
-    effort: Effort { samples: 40, singles: 200, tears: 64, folder_lost: false },
-    lives: 4,
+    effort: Effort { samples: 300, singles: 200, tears: 64, folder_lost: false },
+    lives: 8,
     steps: 1_000_000,
+    judgements: 4_000,
     violations: 10,
     until: None,
 };
@@ -110,7 +112,7 @@ fn troubles(
             }
             figures.distinct += 1;
             figures.judged += 1;
-            let judged = judge(site, scratch.path(), image, &scenario.expected(), None, 1)?;
+            let judged = judge(site, scratch.path(), image, &scenario.expected(), None, 1, true)?;
             let path = format!("{at}/{trouble:?}/{end}");
             found.extend(judged.violations.into_iter().map(|violation| (path.clone(), violation)));
         }
@@ -158,7 +160,8 @@ pub fn replay(site: &Site, scenario: &Scenario, path: &str) -> Result<(Vec<Strin
         told.extend(log(&ops, at));
         told.push(format!("--- the power is cut after step {at}: {kind}"));
         image = walk.with_cut(|cut| cut.image(&kind));
-        let judgement = judge(site, scratch.path(), image.clone(), &scenario.expected(), None, life + 1)?;
+        let judgement =
+            judge(site, scratch.path(), image.clone(), &scenario.expected(), None, life + 1, true)?;
         ops = judgement.ops.clone();
         judged = Some(judgement);
     }

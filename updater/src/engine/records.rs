@@ -45,7 +45,8 @@ mod tests {
         let trial = SlotBoot::Trial { tries_left: 3, tries_done: 0 };
         let boot = |b| Some(BootState { slots: [Good, b], wanted: Slot::A });
         let slot = Slot::B;
-        let rolling_back = Phase::RollingBack { release: None, slot, boot_id: String::new(), boots: 1 };
+        let rolling_back =
+            Phase::RollingBack { release: None, slot, boot_id: String::new(), boots: 1, tried: false };
         let outcome =
             Outcome { seq: 0, verdict: Verdict::Confirmed, release: None, slot, why: None, left: None };
         for (why, phase, last, unrecorded, boot, used) in [

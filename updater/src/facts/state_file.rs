@@ -123,7 +123,13 @@ mod tests {
                 since: since.clone(),
             },
             Phase::OnTrial { release: None, slot, purpose, attempts: 2, since, way_back: true },
-            Phase::RollingBack { release: Some(release()), slot, boot_id: "b2".into(), boots: 1 },
+            Phase::RollingBack {
+                release: Some(release()),
+                slot,
+                boot_id: "b2".into(),
+                boots: 1,
+                tried: true,
+            },
         ] {
             let folder = tempfile::tempdir().unwrap();
             let state = State { phase, next_seq: 4, ..State::default() };

@@ -135,11 +135,20 @@ pub enum Phase {
         release: Option<Release>,
         /// Where.
         slot: Slot,
-        /// The boot in which the last attempt to leave was made.
+        /// The boot in which the machine was last on the slot that it leaves.
         boot_id: String,
-        /// Boots in which leaving was tried; bounded, so that a deaf loader makes no loop.
+        /// The attempt to leave that this boot is, from 1; bounded, so that a deaf loader makes no loop.
         boots: u8,
+        /// True once this boot came as far as a restart. A boot that lost its power before that was no attempt: counted, three
+        /// power cuts kept an unfit release running.
+        #[serde(default = "tried")]
+        tried: bool,
     },
+}
+
+/// What a state file says that was written before there was a word for it.
+fn tried() -> bool {
+    true
 }
 
 /// How an update or a trial ended.

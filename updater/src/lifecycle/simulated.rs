@@ -411,6 +411,7 @@ fn phase() -> impl Strategy<Value = Phase> {
                     slot,
                     boot_id: since.boot_id,
                     boots: attempts,
+                    tried: way_back,
                 },
             }
         },

@@ -36,18 +36,18 @@ fn on_the_trial_slot(state: &State, seen: &Observation, policy: &Policy) -> (Sta
     let release = seen.running_release();
     let judged = release.is_some_and(|release| seen.known.quarantine.contains_key(&release.digest));
     match &state.phase {
-        Phase::RollingBack { slot: leaving, boot_id, boots, .. } if *leaving == slot && way_back => {
-            let boots = boots + u8::from(*boot_id != seen.now.boot_id);
-            leave_again(state, seen, boots)
+        Phase::RollingBack { slot: leaving, boot_id, boots, tried, .. } if *leaving == slot && way_back => {
+            let same_boot = *boot_id == seen.now.boot_id;
+            leave_again(state, seen, boots + u8::from(*tried && !same_boot), *tried && same_boot)
         }
         // Judged before, and the state file was lost: no second trial.
-        _ if judged && way_back => leave_again(state, seen, 1),
+        _ if judged && way_back => leave_again(state, seen, 1, false),
         _ => run_health(state, seen, way_back, policy),
     }
 }
 
 /// The verdict stands; the machine is still (or again) on the slot that it leaves.
-fn leave_again(state: &State, seen: &Observation, boots: u8) -> (State, Action) {
+fn leave_again(state: &State, seen: &Observation, boots: u8, tried: bool) -> (State, Action) {
     let (slot, release) = (seen.running, seen.running_release());
     if boots > LEAVING_BOOTS_MAX {
         let why = Why::new(
@@ -64,8 +64,8 @@ fn leave_again(state: &State, seen: &Observation, boots: u8) -> (State, Action) 
         // Stays in this phase: a later start must neither judge the slot anew nor restart again.
         return (stranded.with(phase.with_boots(boots)), record);
     }
-    let phase =
-        Phase::RollingBack { release: release.cloned(), slot, boot_id: seen.now.boot_id.clone(), boots };
+    let boot_id = seen.now.boot_id.clone();
+    let phase = Phase::RollingBack { release: release.cloned(), slot, boot_id, boots, tried };
     let action = match &state.last {
         Some(last) if state.unrecorded => Action::Record(last.clone()),
         _ => Action::Revert(slot),
@@ -322,8 +322,8 @@ impl Phase {
 
     fn with_boots(self, count: u8) -> Phase {
         match self {
-            Phase::RollingBack { release, slot, boot_id, .. } => {
-                Phase::RollingBack { release, slot, boot_id, boots: count }
+            Phase::RollingBack { release, slot, boot_id, tried, .. } => {
+                Phase::RollingBack { release, slot, boot_id, boots: count, tried }
             }
             other => other,
         }

@@ -93,7 +93,7 @@ fn follow(state: &State, event: Event, policy: &Policy) -> (State, Action) {
 
         // When the slot cannot be marked bad, the restarts use up its tries: the firmware leaves it without help.
         (Phase::RollingBack { .. }, Event::Reverted | Event::RevertFailed(_)) => {
-            (state.clone(), Action::Reboot)
+            (state.with(state.phase.clone().leaving()), Action::Reboot)
         }
         (Phase::RollingBack { .. }, Event::RebootBegun | Event::RebootFailed(_)) => {
             (state.clone(), Action::Nothing)
@@ -119,6 +119,16 @@ pub(super) fn arm(release: &Release, slot: Slot, policy: &Policy) -> Action {
 }
 
 impl Phase {
+    /// The restart that leaves the slot comes next.
+    fn leaving(self) -> Phase {
+        match self {
+            Phase::RollingBack { release, slot, boot_id, boots, .. } => {
+                Phase::RollingBack { release, slot, boot_id, boots, tried: true }
+            }
+            other => other,
+        }
+    }
+
     /// An armed slot whose reboot did not come: staged again, waiting for another order.
     pub(super) fn unarmed(&self) -> Phase {
         match self.clone() {
@@ -175,6 +185,7 @@ impl State {
             slot: *slot,
             boot_id: since.boot_id.clone(),
             boots: 1,
+            tried: false,
         };
         (next.with(phase), record)
     }

@@ -70,7 +70,10 @@ fn phases() -> Vec<(&'static str, Phase)> {
             "OnTrial",
             Phase::OnTrial { release: Some(new()), slot, purpose, attempts, since: since(), way_back: true },
         ),
-        ("RollingBack", Phase::RollingBack { release: Some(new()), slot, boot_id: "now".into(), boots: 1 }),
+        (
+            "RollingBack",
+            Phase::RollingBack { release: Some(new()), slot, boot_id: "now".into(), boots: 1, tried: true },
+        ),
     ]
 }
 
@@ -356,6 +359,21 @@ fn a_slot_that_cannot_be_left_is_not_restarted_for_ever() {
     }
     assert_eq!(reboots, 2, "boots 2 and 3; boot 1 was the trial's own");
     assert_eq!(now.last.unwrap().verdict, Verdict::Stranded);
+}
+
+#[test]
+fn power_cuts_on_the_way_out_are_no_attempts_to_leave() {
+    let on_trial = phases().remove(4).1;
+    let (mut now, _) =
+        step(&state(on_trial), Event::HealthFailed(Reason::HealthFailed.into()), &Policy::default());
+    for boot in 0..10 {
+        let mut seen = seen(Slot::B, SlotBoot::Good, trial(1, 2));
+        seen.now.boot_id = format!("boot {boot}");
+        // The power goes before the slot is marked bad.
+        let (next, action) = start(&now, &seen);
+        assert_eq!(action_in_words(&action), "Record returned, `health-failed`", "boot {boot}");
+        now = next;
+    }
 }
 
 #[test]

@@ -175,7 +175,8 @@ impl Cut<'_> {
 
     /// The image's sum, without making it where only the disk differs.
     pub fn sum(&self, kind: &Kind, durable_folder: u128) -> u128 {
-        if *kind == Kind::FolderLost || self.pending.iter().any(|op| op.domain() != Domain::Disk) {
+        let of_the_disk = |op: &&Op| matches!(op.domain(), Domain::Disk | Domain::Firmware);
+        if *kind == Kind::FolderLost || !self.pending.iter().all(of_the_disk) {
             return self.image(kind).sum();
         }
         let mut latest: FxHashMap<u64, &Row> = FxHashMap::default();
@@ -207,13 +208,15 @@ pub struct Walk {
     durable: Image,
     ops: Arc<Vec<Op>>,
     pending: Vec<usize>,
+    /// So many of them are in the disk's cache.
+    cached: usize,
     at: usize,
 }
 
 impl Walk {
     /// From the run's first step.
     pub fn new(image: Image, ops: Arc<Vec<Op>>) -> Walk {
-        Walk { durable: image, ops, pending: Vec::new(), at: 0 }
+        Walk { durable: image, ops, pending: Vec::new(), cached: 0, at: 0 }
     }
 
     /// The power is cut after the steps so far.
@@ -228,14 +231,18 @@ impl Walk {
         match op {
             Op::Flush(domain) => {
                 let (ops, durable) = (&self.ops, &mut self.durable);
+                let mut cached = std::mem::take(&mut self.cached);
                 self.pending.retain(|at| {
-                    let of_it = ops[*at].domain() == *domain;
+                    let in_the_cache = cached > 0 || ops[*at].domain() == Domain::Firmware;
+                    cached = cached.saturating_sub(1);
+                    let of_it = in_the_cache || ops[*at].domain() == *domain;
                     if of_it {
                         ops[*at].apply(durable);
                     }
                     !of_it
                 });
             }
+            Op::Start => self.cached = self.pending.len(),
             _ => self.pending.push(self.at),
         }
         self.at += 1;
@@ -245,6 +252,11 @@ impl Walk {
     /// How many steps were done.
     pub fn at(&self) -> usize {
         self.at
+    }
+
+    /// True when nothing was done by the last step but to begin.
+    pub fn after_a_start(&self) -> bool {
+        self.at.checked_sub(1).is_some_and(|last| matches!(self.ops[last], Op::Start))
     }
 
     /// True when the next step is a flush, or there is none: what is then unflushed is the most that a cut can take.

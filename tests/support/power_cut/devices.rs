@@ -44,7 +44,7 @@ impl BlockDevice for CutDisk {
 
     fn write_at(&self, offset: u64, data: &[u8]) -> io::Result<()> {
         self.check(offset, data.len() as u64)?;
-        if data.is_empty() { Ok(()) } else { self.recorder.write(offset, data) }
+        if data.is_empty() { Ok(()) } else { self.recorder.write(self.writer, offset, data) }
     }
 
     fn flush(&self) -> io::Result<()> {

@@ -170,6 +170,7 @@ impl Image {
     pub fn lose_files(&mut self) {
         self.names.clear();
         self.lens.clear();
+        self.changed.retain(|row, _| *row < FILE_ROWS);
     }
 
     /// Puts a file there, whole and durable: for scenarios that begin with one.

@@ -36,6 +36,8 @@ pub struct Expected {
     pub then: Option<&'static str>,
     /// An operator asked for an older security version.
     pub below_floor: bool,
+    /// The state folder may be gone, and with it how often a release was tried.
+    pub folder_lost: bool,
 }
 
 /// What one image came to.
@@ -122,6 +124,7 @@ fn shape(judgement: &Judgement) -> u64 {
             Op::Rename(from, to) => (from, to).hash(&mut shape),
             Op::Unlink(name) => name.hash(&mut shape),
             Op::Flush(domain) => std::mem::discriminant(domain).hash(&mut shape),
+            Op::Start => {}
         }
     }
     shape.finish()
@@ -149,7 +152,7 @@ fn look_at(world: &World<'_>, expected: &Expected, judgement: &mut Judgement) ->
     if let Some((slot, version)) = &rest {
         at_rest(world, expected, *slot, version, floor, judgement.starts)?;
         if let Some(wanted) = expected.then {
-            ordered_again(world, *slot, wanted)?;
+            ordered_again(world, expected, *slot, wanted)?;
         }
     }
     Ok(())
@@ -242,15 +245,18 @@ fn steady(world: &World<'_>, slot: Slot, state: &BootState) -> Result<()> {
 
 /// As many cuts as tries, each at the same stage of a trial's start, are what a release leaves that dies there: nobody can
 /// tell them apart, and it is quarantined. With fewer cuts than tries that would be a mistake.
-fn looks_dead(world: &World<'_>) -> Result<bool> {
+fn looks_dead(world: &World<'_>, expected: &Expected) -> Result<bool> {
     let facts = Facts::read(&*world.folder())?;
     let mut reasons = facts.known().quarantine.values().map(|entry| entry.why.reason);
     let died = [Reason::DiedEarly, Reason::DiedInInitramfs, Reason::DiedAfterRoot, Reason::DiedInBootCheck];
-    Ok(world.cuts >= usize::from(TRIES) && reasons.all(|reason| died.contains(&reason)))
+    // A trial without a verdict is repeated, but not when nobody knows how often it was already.
+    let unknown = |reason| expected.folder_lost && reason == Reason::Inconclusive;
+    let excused = reasons.all(|reason| died.contains(&reason) || unknown(reason));
+    Ok(world.cuts >= usize::from(TRIES) && excused)
 }
 
 /// The same order again has to lead to where the first one would have led.
-fn ordered_again(world: &World<'_>, slot: Slot, wanted: &str) -> Result<()> {
+fn ordered_again(world: &World<'_>, expected: &Expected, slot: Slot, wanted: &str) -> Result<()> {
     let broke = |promise, words: String| world.recorder.broken(promise, words);
     if world.running_version(slot) == wanted {
         return Ok(());
@@ -263,7 +269,9 @@ fn ordered_again(world: &World<'_>, slot: Slot, wanted: &str) -> Result<()> {
     }
     match answer {
         Ok(_) => {}
-        Err(failure) if failure.why.reason == Reason::Quarantined && looks_dead(world)? => return Ok(()),
+        Err(failure) if failure.why.reason == Reason::Quarantined && looks_dead(world, expected)? => {
+            return Ok(());
+        }
         Err(failure) => {
             broke(Promise::Settles, format!("the order given again fails: {failure}"));
             return Ok(());

@@ -146,7 +146,7 @@ impl<'a> World<'a> {
 
     /// The power comes on, or the machine restarts: firmware, dm-verity, initramfs.
     pub fn start(&self) -> Result<Start> {
-        self.recorder.runs(None, false);
+        self.recorder.starts();
         self.starts.fetch_add(1, Ordering::Relaxed);
         // Without a partition table a firmware finds no boot partition. It reads the second copy where the first is torn.
         if Table::read(&self.device(Writer::Firmware)).is_err() {

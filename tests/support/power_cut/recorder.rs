@@ -17,6 +17,9 @@ use super::promise::{Promise, Violation};
 pub enum Domain {
     /// The disk: slots, partition table, boot partition.
     Disk,
+    /// What the firmware wrote to it. No flush of its own, but nothing above the disk holds it back: the next flush of
+    /// anything on this disk takes it along.
+    Firmware,
     /// One file's content and length.
     File(u32),
     /// The state folder's names.
@@ -38,6 +41,9 @@ pub enum Op {
     Unlink(String),
     /// Everything of the domain written before is on the medium.
     Flush(Domain),
+    /// The machine starts. What a system that ended in order left unflushed is in the disk's cache now, as what the firmware
+    /// writes is.
+    Start,
 }
 
 impl Op {
@@ -47,13 +53,20 @@ impl Op {
             Op::Rows(domain, _) | Op::Flush(domain) => *domain,
             Op::Len(file, _) => Domain::File(*file),
             Op::Link(..) | Op::Rename(..) | Op::Unlink(_) => Domain::Names,
+            Op::Start => Domain::Firmware,
         }
     }
 
     /// Does it to an image.
     pub fn apply(&self, image: &mut Image) {
         match self {
-            Op::Rows(_, rows) => rows.iter().for_each(|(row, content)| image.set(*row, content.clone())),
+            Op::Rows(domain, rows) => {
+                // Else the next new file could get this one's number, and its content.
+                if let Domain::File(file) = domain {
+                    image.lens.entry(*file).or_insert(0);
+                }
+                rows.iter().for_each(|(row, content)| image.set(*row, content.clone()));
+            }
             Op::Len(file, len) => drop(image.lens.insert(*file, *len)),
             Op::Link(name, file) => drop(image.names.insert(name.clone(), *file)),
             Op::Rename(from, to) => {
@@ -63,7 +76,7 @@ impl Op {
                 }
             }
             Op::Unlink(name) => drop(image.names.remove(name)),
-            Op::Flush(_) => {}
+            Op::Flush(_) | Op::Start => {}
         }
     }
 }
@@ -195,6 +208,12 @@ impl Recorder {
         self.state().violations.push(Violation { promise, words: words.into() });
     }
 
+    /// The firmware begins.
+    pub fn starts(&self) {
+        self.state().push(Op::Start);
+        self.runs(None, false);
+    }
+
     /// Tells which slot runs from now on.
     pub fn runs(&self, slot: Option<usize>, confirmed: bool) {
         let guard = &mut self.state().guard;
@@ -231,12 +250,13 @@ impl Recorder {
     }
 
     /// Overwrites bytes of the disk.
-    pub fn write(&self, offset: u64, data: &[u8]) -> io::Result<()> {
+    pub fn write(&self, writer: Writer, offset: u64, data: &[u8]) -> io::Result<()> {
         let state = &mut *self.state();
         state.may(true)?;
         let rows = state.rows(offset, data, |row| row);
         state.watch(&rows);
-        state.push(Op::Rows(Domain::Disk, rows));
+        let domain = if writer == Writer::Firmware { Domain::Firmware } else { Domain::Disk };
+        state.push(Op::Rows(domain, rows));
         Ok(())
     }
 

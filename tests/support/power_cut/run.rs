@@ -32,7 +32,7 @@ pub const SAMPLE: Depth = Depth {
 
 /// Every step; then every recovery that goes a new way, until none does or the share of one story is used up.
 pub const FULL: Depth = Depth {
-    effort: Effort { samples: 300, singles: 200, tears: 64, folder_lost: false },
+    effort: Effort { samples: 700, singles: 200, tears: 64, folder_lost: false },
     lives: 8,
     steps: 1_000_000,
     judgements: 4_000,

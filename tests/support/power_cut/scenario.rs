@@ -176,6 +176,7 @@ impl Scenario {
             rests: self.rests.to_vec(),
             then: self.then,
             below_floor: self.below_floor,
+            folder_lost: self.folder_lost,
         }
     }
 

@@ -149,7 +149,7 @@ impl<'a> Sweep<'a> {
         loop {
             let at = walk.at();
             let chosen = at % stride == phase % stride || walk.before_a_flush() && self.depth.lives > 1;
-            if at >= life.from && chosen {
+            if at >= life.from && chosen && !walk.after_a_start() {
                 walk.with_cut(|cut| self.images(life, cut))?;
                 if self.depth.is_enough(&self.figures) {
                     return Ok(());

@@ -50,6 +50,9 @@ power-cut: build  ## every story of an update, cut at every step: the table of c
 power-cut-selftest: build  ## updaters with one mistake each, and the promise that catches it
 	cargo test --locked -q -p switchback-tests --test power_cut -- --selftest
 
+power-cut-mutants: build  ## single flushes taken out of the updater, and whether the simulator notices
+	tests/tools/power-cut-mutants
+
 boot-replay: lab  ## power cuts at the flushes of a recorded update: every disk read, a sample booted
 	cargo test --locked -q -p switchback-tests --test boot_replay
 

@@ -1,7 +1,8 @@
 //! The power-cut simulator: is there any instant at which a cut breaks a promise?
 //!
 //! Not here: the simulator (`support/power_cut`). Rules: `cargo test` runs a sample of every story, `--all` every step of all of
-//! them and prints the table, `--selftest` the broken updaters, `--replay STORY GEOMETRY K/KIND,…` one cut again, aloud.
+//! them and prints the table, `--selftest` the broken updaters, `--replay STORY GEOMETRY K/KIND,…` one cut again, aloud; `--fail-fast` ends with
+//! the first that fails.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::process::ExitCode;
@@ -86,7 +87,7 @@ fn main() -> ExitCode {
     });
     let began = Instant::now();
     println!("\nrunning {} tests", jobs.len());
-    let outcomes = run_all(&jobs, if all { FULL } else { SAMPLE });
+    let outcomes = run_all(&jobs, if all { FULL } else { SAMPLE }, says("--fail-fast"));
     if all && !outcomes.is_empty() {
         table(&outcomes);
     }
@@ -131,7 +132,7 @@ fn again(names: &[&String]) -> Result<()> {
     }
 }
 
-fn run_all(jobs: &[Job], depth: Depth) -> Vec<Outcome> {
+fn run_all(jobs: &[Job], depth: Depth, fail_fast: bool) -> Vec<Outcome> {
     // Made before the workers begin: a program that is started meanwhile would hold their locks for a moment.
     let needed = |sector_bytes: usize| {
         jobs.iter().any(|job| match job {
@@ -158,6 +159,9 @@ fn run_all(jobs: &[Job], depth: Depth) -> Vec<Outcome> {
                     let next = queue.lock().unwrap_or_else(PoisonError::into_inner).pop_front();
                     let Some(job) = next else { break };
                     let outcome = run_one(job, depth, &site);
+                    if fail_fast && outcome.failure.is_some() {
+                        queue.lock().unwrap_or_else(PoisonError::into_inner).clear();
+                    }
                     outcomes.lock().unwrap_or_else(PoisonError::into_inner).push(outcome);
                 }
             });
@@ -207,7 +211,7 @@ fn story(site: &Site, scenario: &'static Scenario, depth: Depth) -> Result<(Figu
 fn mistake(site: &Site, broken: Broken, promise: Promise) -> Result<(Figures, Option<String>)> {
     let mut seen = BTreeMap::new();
     for scenario in SCENARIOS.iter().take(STORIES_FOR_MISTAKES) {
-        let effort = Effort { samples: 0, singles: 1, tears: 1, folder_lost: false };
+        let effort = Effort { samples: 0, sectors: 1, singles: 1, tears: 1, folder_lost: false };
         let depth = Depth { effort, steps: 90, violations: 100_000, until: Some(promise), ..SAMPLE };
         let figures = run(site, scenario, depth, Some(broken))?;
         for (path, violation) in &figures.violations {

@@ -91,6 +91,9 @@ pub enum Existing {
     Overwrite,
 }
 
+/// Makes an empty ext4 with that label in a partition of the disk.
+pub type MakeExt4<'a> = dyn Fn(&dyn Disk, &Extent, &'static str) -> Result<(), ProvisionError> + 'a;
+
 /// A layout that was checked and fits.
 #[derive(Debug, Clone)]
 pub struct Plan {
@@ -233,6 +236,16 @@ impl Plan {
     /// systems, so an interrupted run leaves a disk that no firmware boots, and that needs [`Existing::Overwrite`].
     pub fn execute(&self, disk: &dyn Disk, existing: Existing) -> Result<DiskLayout, ProvisionError> {
         let mkfs = ext4::find_program()?;
+        self.execute_with(disk, existing, &|disk, extent, name| ext4::format(&mkfs, disk, extent, name))
+    }
+
+    /// [`Plan::execute`] with another maker of file systems, for disks that no program can open.
+    pub fn execute_with(
+        &self,
+        disk: &dyn Disk,
+        existing: Existing,
+        make_ext4: &MakeExt4<'_>,
+    ) -> Result<DiskLayout, ProvisionError> {
         let _lock = disk.lock().map_err(io_error("locking the disk"))?;
         {
             let whole = disk.claim().map_err(|source| match source.kind() {
@@ -248,7 +261,7 @@ impl Plan {
         let layout = DiskLayout::discover(&Table::read(&*whole)?)?;
         for (name, extent) in [("state", &layout.state), ("data", &layout.data)] {
             if let Some(extent) = extent {
-                ext4::format(&mkfs, disk, extent, name)?;
+                make_ext4(disk, extent, name)?;
             }
         }
         whole.flush().map_err(io_error("flushing the disk"))?;

@@ -3,6 +3,7 @@
 //! Not here: what becomes of them (`sweep`). Rule: what was flushed is there; of the rest anything may be there, in any
 //! combination, and the last write may be torn.
 
+use std::borrow::Cow;
 use std::fmt;
 use std::str::FromStr;
 use std::sync::Arc;
@@ -14,6 +15,8 @@ use super::recorder::{Domain, Op};
 
 /// So many unflushed steps at most are tried in every combination.
 const ALL_SUBSETS_MAX: usize = 6;
+/// How much a seeded choice keeps: little, half, most. Each finds other mistakes.
+const CHANCES: [f64; 3] = [0.1, 0.5, 0.9];
 
 /// What of the unflushed steps a cut leaves. Numbers count from the oldest unflushed step.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -34,6 +37,8 @@ pub enum Kind {
     Subset(u64),
     /// A seeded choice.
     Sample(u64),
+    /// A seeded choice of their sectors: a disk finishes them in any order, and none of them as a whole.
+    Sectors(u64),
     /// All, and the state folder is gone.
     FolderLost,
 }
@@ -49,6 +54,7 @@ impl fmt::Display for Kind {
             Kind::TornTail(rows) => write!(f, "torn-tail:{rows}"),
             Kind::Subset(bits) => write!(f, "subset:{bits}"),
             Kind::Sample(seed) => write!(f, "sample:{seed}"),
+            Kind::Sectors(seed) => write!(f, "sectors:{seed}"),
             Kind::FolderLost => f.write_str("folder-lost"),
         }
     }
@@ -69,6 +75,7 @@ impl FromStr for Kind {
             "torn-tail" => Kind::TornTail(number as usize),
             "subset" => Kind::Subset(number),
             "sample" => Kind::Sample(number),
+            "sectors" => Kind::Sectors(number),
             "folder-lost" => Kind::FolderLost,
             _ => return Err(format!("`{word}` is no kind of cut")),
         })
@@ -80,6 +87,8 @@ impl FromStr for Kind {
 pub struct Effort {
     /// Seeded choices where there are too many combinations.
     pub samples: usize,
+    /// Seeded choices of single sectors where a write has more than one.
+    pub sectors: usize,
     /// Single losses and prefixes at most; more are spread evenly.
     pub singles: usize,
     /// Tears of the last write at most.
@@ -115,18 +124,45 @@ impl Cut<'_> {
             kinds.extend(spread(1, rows.len(), effort.tears).map(Kind::Torn));
             kinds.extend(spread(1, rows.len(), effort.tears).map(Kind::TornTail));
         }
+        let seeds = |count: usize| (0..count as u64).map(|number| self.at as u64 * 10_000 + number);
+        if self.pending.iter().any(|op| matches!(op, Op::Rows(_, rows) if rows.len() > 1)) {
+            kinds.extend(seeds(effort.sectors).map(Kind::Sectors));
+        }
         if count <= ALL_SUBSETS_MAX {
             kinds.extend((1..(1_u64 << count) - 1).map(Kind::Subset));
             return kinds;
         }
         kinds.extend(spread(1, count, effort.singles).map(Kind::Prefix));
         kinds.extend(spread(0, count, effort.singles).map(Kind::Lost));
-        kinds.extend((0..effort.samples as u64).map(|number| Kind::Sample(self.at as u64 * 1_000 + number)));
+        kinds.extend(seeds(effort.samples).map(Kind::Sample));
         kinds
     }
 
-    /// Which unflushed steps are kept, whole, and what rows of the last.
-    fn kept(&self, kind: &Kind) -> Vec<bool> {
+    /// What of the unflushed steps is kept.
+    fn kept(&self, kind: &Kind) -> Vec<Cow<'_, Op>> {
+        if let Kind::Sectors(seed) = kind {
+            return self.sectors(*seed);
+        }
+        let whole = self.pending.iter().zip(self.whole(kind)).filter(|(_, kept)| *kept);
+        whole.map(|(op, _)| Cow::Borrowed(*op)).chain(self.torn(kind).map(Cow::Owned)).collect()
+    }
+
+    /// Some sectors of each, and some of the steps that have none.
+    fn sectors(&self, seed: u64) -> Vec<Cow<'_, Op>> {
+        let mut random = fastrand::Rng::with_seed(seed);
+        let chance = CHANCES[random.usize(0..CHANCES.len())];
+        let part = |op: &&Op| match op {
+            Op::Rows(domain, rows) => {
+                let kept = rows.iter().filter(|_| random.f64() < chance).cloned().collect();
+                Some(Cow::Owned(Op::Rows(*domain, kept)))
+            }
+            other => (random.f64() < chance).then(|| Cow::Owned((*other).clone())),
+        };
+        self.pending.iter().filter_map(part).collect()
+    }
+
+    /// Which unflushed steps are kept as a whole.
+    fn whole(&self, kind: &Kind) -> Vec<bool> {
         let count = self.pending.len();
         let bits = |bits: u64| (0..count).map(move |at| at < 64 && bits >> at & 1 == 1).collect();
         match kind {
@@ -136,10 +172,10 @@ impl Cut<'_> {
             Kind::Lost(lost) => (0..count).map(|at| at != *lost).collect(),
             Kind::Torn(_) | Kind::TornTail(_) => (0..count).map(|at| at + 1 < count).collect(),
             Kind::Subset(set) => bits(*set),
+            Kind::Sectors(_) => Vec::new(),
             Kind::Sample(seed) => {
                 let mut random = fastrand::Rng::with_seed(*seed);
-                // Few lost, few kept, or anything: each finds other mistakes.
-                let chance = [0.1, 0.5, 0.9][random.usize(0..3)];
+                let chance = CHANCES[random.usize(0..CHANCES.len())];
                 (0..count).map(|_| random.f64() < chance).collect()
             }
         }
@@ -159,14 +195,7 @@ impl Cut<'_> {
     /// The image.
     pub fn image(&self, kind: &Kind) -> Image {
         let mut image = self.durable.clone();
-        for (op, kept) in self.pending.iter().zip(self.kept(kind)) {
-            if kept {
-                op.apply(&mut image);
-            }
-        }
-        if let Some(op) = self.torn(kind) {
-            op.apply(&mut image);
-        }
+        self.kept(kind).iter().for_each(|op| op.apply(&mut image));
         if *kind == Kind::FolderLost {
             image.lose_files();
         }
@@ -180,10 +209,9 @@ impl Cut<'_> {
             return self.image(kind).sum();
         }
         let mut latest: FxHashMap<u64, &Row> = FxHashMap::default();
-        let torn = self.torn(kind);
-        let kept = self.pending.iter().zip(self.kept(kind)).filter(|(_, kept)| *kept).map(|(op, _)| *op);
-        for op in kept.chain(torn.as_ref()) {
-            if let Op::Rows(_, rows) = op {
+        let kept = self.kept(kind);
+        for op in &kept {
+            if let Op::Rows(_, rows) = &**op {
                 latest.extend(rows.iter().map(|(row, content)| (*row, content)));
             }
         }

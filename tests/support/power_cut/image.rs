@@ -52,6 +52,11 @@ pub struct Base {
 }
 
 impl Base {
+    /// The same disk with nothing on it.
+    pub fn blank(&self) -> Base {
+        Base { rows: Vec::new(), row_bytes: self.row_bytes, len: self.len }
+    }
+
     /// The content of an image file; holes are not read.
     pub fn of_file(path: &Path, row_bytes: usize) -> io::Result<Base> {
         let mut file = File::open(path)?;

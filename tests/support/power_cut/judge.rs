@@ -25,6 +25,15 @@ use super::promise::{Promise, Violation};
 use super::recorder::{Domain, Op, Writer};
 use super::site::Site;
 
+/// An order.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Then {
+    /// An update to this version.
+    Update(&'static str),
+    /// The disk made anew; before that it may be one that nothing starts from.
+    Provision,
+}
+
 /// What a scenario expects of the end.
 #[derive(Debug, Clone)]
 pub struct Expected {
@@ -32,8 +41,8 @@ pub struct Expected {
     pub fitness: Fitness,
     /// Versions that the machine may run in the end.
     pub rests: Vec<&'static str>,
-    /// An order that must succeed in the end, whatever was cut: the version.
-    pub then: Option<&'static str>,
+    /// An order that must succeed in the end, whatever was cut.
+    pub then: Option<Then>,
     /// An operator asked for an older security version.
     pub below_floor: bool,
     /// The state folder may be gone, and with it how often a release was tried.
@@ -84,8 +93,7 @@ pub fn judge(
         shape: 0,
         seen: Vec::new(),
     };
-    let expected = Expected { then: expected.then.filter(|_| order), ..expected.clone() };
-    let looked = catch_unwind(AssertUnwindSafe(|| look_at(&world, &expected, &mut judgement)));
+    let looked = catch_unwind(AssertUnwindSafe(|| look_at(&world, expected, order, &mut judgement)));
     looked.unwrap_or_else(|panic| {
         let words = panic.downcast_ref::<String>().map_or("no words", String::as_str);
         world.recorder.broken(Promise::Settles, format!("the updater panicked: {words}"));
@@ -131,14 +139,16 @@ fn shape(judgement: &Judgement) -> u64 {
 }
 
 /// Powers on, waits for the rest, looks at it, and gives the order again.
-fn look_at(world: &World<'_>, expected: &Expected, judgement: &mut Judgement) -> Result<()> {
+fn look_at(world: &World<'_>, expected: &Expected, order: bool, judgement: &mut Judgement) -> Result<()> {
     let (records, unreadable, floor) = records(world);
     (judgement.records, judgement.unreadable) = (records, unreadable);
     let broke = |promise, words: String| world.recorder.broken(promise, words);
     let rest = match world.settle() {
         Ok(Some(slot)) => Some((slot, world.running_version(slot).to_owned())),
         Ok(None) => {
-            broke(Promise::AlwaysBootable, "the firmware finds nothing of ours to start".into());
+            if expected.then != Some(Then::Provision) {
+                broke(Promise::AlwaysBootable, "the firmware finds nothing of ours to start".into());
+            }
             None
         }
         Err(error) => {
@@ -151,11 +161,14 @@ fn look_at(world: &World<'_>, expected: &Expected, judgement: &mut Judgement) ->
     judgement.rest.clone_from(&rest);
     if let Some((slot, version)) = &rest {
         at_rest(world, expected, *slot, version, floor, judgement.starts)?;
-        if let Some(wanted) = expected.then {
-            ordered_again(world, expected, *slot, wanted)?;
-        }
     }
-    Ok(())
+    match (expected.then, rest) {
+        (Some(Then::Update(wanted)), Some((slot, _))) if order => {
+            ordered_again(world, expected, slot, wanted)
+        }
+        (Some(Then::Provision), None) if order => provisioned_again(world),
+        _ => Ok(()),
+    }
 }
 
 /// Nothing is carried over that the image does not hold.
@@ -239,6 +252,21 @@ fn steady(world: &World<'_>, slot: Slot, state: &BootState) -> Result<()> {
         Ok(Some(again)) if again == slot && world.boot()? == *state => {}
         Ok(other) => broke(Promise::Settles, format!("started once more, it is elsewhere: {other:?}")),
         Err(error) => broke(Promise::Settles, format!("started once more: {error:#}")),
+    }
+    Ok(())
+}
+
+/// A disk that was begun is made anew by the same order, whatever is on it.
+fn provisioned_again(world: &World<'_>) -> Result<()> {
+    let broke = |promise, words: String| world.recorder.broken(promise, words);
+    if let Err(failure) = world.provision() {
+        broke(Promise::Settles, format!("the disk cannot be provisioned again: {failure}"));
+        return Ok(());
+    }
+    match world.settle() {
+        Ok(Some(slot)) if world.running_version(slot) == "1.0" => {}
+        Ok(other) => broke(Promise::AlwaysBootable, format!("provisioned again, it starts {other:?}")),
+        Err(error) => broke(Promise::AlwaysBootable, format!("provisioned again: {error:#}")),
     }
     Ok(())
 }

@@ -3,6 +3,7 @@
 //! Not here: where the power goes (`cuts`), what must hold (`judge`). Rule: nothing is carried from one power-on to the
 //! next but the image; what the firmware, the kernel and the initramfs do is done in their order and with their writes.
 
+use std::io;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -11,6 +12,7 @@ use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use anyhow::{Context as _, Result, anyhow};
 use switchback::config::Config;
 use switchback::engine::answers::{Answer, Reach, Request};
+use switchback::engine::provision::{Provisioned, provision_with, refused};
 use switchback::engine::{Engine, Failure};
 use switchback::host::clock::Clock;
 use switchback::host::firmware::StartsAgain;
@@ -19,6 +21,7 @@ use switchback::host::state_dir::StateDir;
 use switchback::host::{HostError, Machine, Witness};
 use switchback::init::stage::{Mark, Stage};
 use switchback::progress::Silent;
+use switchback::reason::Reason;
 use switchback_bootloader::boot_state::{BootState, SlotBoot};
 use switchback_bootloader::esp::{EspDir, FatEsp};
 use switchback_bootloader::record::Bootloader;
@@ -28,7 +31,8 @@ use switchback_bootloader::systemd_boot::{SystemdBoot, pe};
 use switchback_partitions::device::disk::{Disk, PlainDisk};
 use switchback_partitions::device::{BlockDevice, Window};
 use switchback_partitions::gpt::Table;
-use switchback_partitions::layout::DiskLayout;
+use switchback_partitions::layout::{DiskLayout, Extent};
+use switchback_partitions::provision::{Existing, ProvisionError};
 use switchback_partitions::slot::Slot;
 use switchback_partitions::verity::{self, RootHash};
 
@@ -239,6 +243,41 @@ impl<'a> World<'a> {
         }
         self.recorder.broken(Promise::Settles, format!("no rest after {STARTS_MAX} starts"));
         Ok(None)
+    }
+
+    /// The disk is made from nothing, or over whatever is on it, by somebody else's machine.
+    pub fn provision(&self) -> Result<Provisioned, Failure> {
+        self.recorder.runs(None, false);
+        self.recorder.new_process();
+        let internal = |error: anyhow::Error| Failure::before(Reason::Internal, io::Error::other(error));
+        let wish = self.site.wish(self.scratch).map_err(internal)?;
+        let disk: Arc<dyn Disk> = Arc::new(PlainDisk::new(self.device(Writer::Updater)));
+        provision_with(&wish, &Silent, &|plan| {
+            let made = plan.execute_with(&*disk, Existing::Overwrite, &|disk, extent, _| {
+                self.make_ext4(disk, extent)
+                    .map_err(|source| ProvisionError::Io { action: "making ext4", source })
+            });
+            Ok((disk.clone(), made.map_err(refused)?))
+        })
+    }
+
+    /// Writes what `mkfs.ext4` wrote when the site was made, in the order of its places, and flushes nothing.
+    fn make_ext4(&self, disk: &dyn Disk, extent: &Extent) -> io::Result<()> {
+        let device = disk.partition(extent)?;
+        let row_bytes = self.site.sector_bytes as u64;
+        let row = |number: u64| &self.site.fresh.row(extent.offset / row_bytes + number).bytes;
+        let used = |number: &u64| row(*number).iter().any(|byte| *byte != 0);
+        let mut rows = (0..extent.len / row_bytes).filter(used).peekable();
+        while let Some(first) = rows.next() {
+            let mut bytes = row(first).to_vec();
+            let mut next = first + 1;
+            while rows.next_if_eq(&next).is_some() {
+                bytes.extend_from_slice(row(next));
+                next += 1;
+            }
+            device.write_at(first * row_bytes, &bytes)?;
+        }
+        Ok(())
     }
 
     /// An order to move to `version`, and the restart that it asks for.

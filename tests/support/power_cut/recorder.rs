@@ -5,7 +5,7 @@
 
 use std::io;
 use std::ops::Range;
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use rustc_hash::{FxHashMap, FxHashSet};
 
@@ -110,11 +110,18 @@ pub struct Guard {
     pub slots: [Vec<Range<u64>>; 2],
     /// Those of them that a release fills.
     pub content: [Vec<Range<u64>>; 2],
+    /// How the sectors of kernels and initramfs begin.
+    pub boot: Arc<FxHashSet<Vec<u8>>>,
     /// The slot that runs, while one does.
     pub running: Option<usize>,
     /// True when the running slot is confirmed.
     pub confirmed: bool,
 }
+
+/// So many bytes tell a boot file's sector from others.
+pub const BOOT_BEGINS_BYTES: usize = 64;
+/// How a boot entry begins.
+const ENTRY_BEGINS: &[u8] = b"title ";
 
 /// Records what a machine does, and answers what it reads.
 #[derive(Debug)]
@@ -136,8 +143,10 @@ struct State {
     tick: u64,
     /// When a row of a slot was written.
     written_at: FxHashMap<u64, u64>,
-    /// Rows of slots that were read past the caches since they were flushed, by the process that runs.
+    /// Rows of slots, and of boot files, that were read past the caches since they were flushed, by the process that runs.
     proven: FxHashSet<u64>,
+    /// Rows of boot files that this process wrote.
+    boot_rows: FxHashSet<u64>,
     last_flush: u64,
     last_drop: u64,
     violations: Vec<Violation>,
@@ -156,6 +165,7 @@ impl Recorder {
             tick: 1,
             written_at: FxHashMap::default(),
             proven: FxHashSet::default(),
+            boot_rows: FxHashSet::default(),
             last_flush: 0,
             last_drop: 0,
             violations: Vec::new(),
@@ -224,13 +234,16 @@ impl Recorder {
     pub fn new_process(&self) {
         let state = &mut *self.state();
         state.proven.clear();
+        state.boot_rows.clear();
         state.last_drop = 0;
     }
 
-    /// True when this process read every row of the slot's content past the caches, after it was flushed.
+    /// True when this process read every row of the slot's content, and of the boot files that it wrote, past the caches,
+    /// after it was flushed.
     pub fn is_proven(&self, slot: usize) -> bool {
         let state = self.state();
-        state.guard.content[slot].iter().cloned().flatten().all(|row| state.proven.contains(&row))
+        let content = state.guard.content[slot].iter().cloned().flatten();
+        content.chain(state.boot_rows.iter().copied()).all(|row| state.proven.contains(&row))
     }
 
     /// Fills `buffer` from `offset` of the disk.
@@ -407,6 +420,15 @@ impl State {
     fn watch(&mut self, rows: &[(u64, Row)]) {
         let Some((first, _)) = rows.first() else { return };
         debug_assert!(*first < FILE_ROWS);
+        for (row, content) in rows {
+            let begin = &content.bytes[..BOOT_BEGINS_BYTES];
+            if self.guard.boot.contains(begin) || begin.starts_with(ENTRY_BEGINS) {
+                self.tick += 1;
+                self.boot_rows.insert(*row);
+                self.proven.remove(row);
+                self.written_at.insert(*row, self.tick);
+            }
+        }
         for slot in 0..2 {
             let hit = |row: &u64| self.guard.slots[slot].iter().any(|range| range.contains(row));
             let hits: Vec<u64> = rows.iter().map(|(row, _)| *row).filter(hit).collect();
@@ -435,7 +457,8 @@ impl State {
     /// A row counts as proven when it was flushed, the caches were dropped, and then it was read.
     fn prove(&mut self, row: u64) {
         let of_a_slot = |ranges: &Vec<Range<u64>>| ranges.iter().any(|range| range.contains(&row));
-        if self.last_drop == 0 || !self.guard.content.iter().any(of_a_slot) {
+        if self.last_drop == 0 || !self.guard.content.iter().any(of_a_slot) && !self.boot_rows.contains(&row)
+        {
             return;
         }
         let written = self.written_at.get(&row).copied().unwrap_or(0);

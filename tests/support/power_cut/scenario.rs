@@ -8,13 +8,15 @@ use switchback_bootloader::boot_state::SlotBoot;
 use switchback_partitions::slot::Slot;
 
 use super::image::{Image, Row};
-use super::judge::Expected;
+use super::judge::{Expected, Then};
 use super::machine::{Fitness, Start, World};
 use super::site::Site;
 
 /// What a machine was through before the story begins.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Begin {
+    /// A disk with nothing on it.
+    Blank,
     /// Just provisioned: 1.0 in A.
     Fresh,
     /// Updated once: 1.1 runs from B, 1.0 is in A.
@@ -58,7 +60,7 @@ pub struct Scenario {
     /// What may run in the end of any cut.
     pub rests: &'static [&'static str],
     /// An order that must succeed after any cut.
-    pub then: Option<&'static str>,
+    pub then: Option<Then>,
     /// An operator asked for what is below the floor.
     pub below_floor: bool,
     /// The state folder is lost as well, at each step.
@@ -74,7 +76,7 @@ const GOOD: Scenario = Scenario {
     story: update,
     ends: "1.1",
     rests: &["1.0", "1.1"],
-    then: Some("1.1"),
+    then: Some(Then::Update("1.1")),
     below_floor: false,
     folder_lost: false,
     trouble: None,
@@ -82,7 +84,7 @@ const GOOD: Scenario = Scenario {
 
 /// A release that is not well: the machine stays on the old one, and takes the next.
 const fn bad(name: &'static str, fitness: Fitness) -> Scenario {
-    Scenario { name, fitness, ends: "1.0", rests: &["1.0"], then: Some("1.2"), ..GOOD }
+    Scenario { name, fitness, ends: "1.0", rests: &["1.0"], then: Some(Then::Update("1.2")), ..GOOD }
 }
 
 /// Every story.
@@ -98,7 +100,16 @@ pub const SCENARIOS: &[Scenario] = &[
         story: update_to_1_2,
         ends: "1.2",
         rests: &["1.1", "1.2"],
-        then: Some("1.2"),
+        then: Some(Then::Update("1.2")),
+        ..GOOD
+    },
+    Scenario {
+        name: "provision",
+        begin: Begin::Blank,
+        story: provision,
+        ends: "1.0",
+        rests: &["1.0"],
+        then: Some(Then::Provision),
         ..GOOD
     },
     Scenario { name: "staged-then-armed", story: staged_then_armed, ..GOOD },
@@ -108,7 +119,7 @@ pub const SCENARIOS: &[Scenario] = &[
         story: second_release,
         ends: "1.2",
         rests: &["1.0", "1.1", "1.2"],
-        then: Some("1.2"),
+        then: Some(Then::Update("1.2")),
         ..GOOD
     },
     Scenario {
@@ -194,6 +205,9 @@ impl Scenario {
 impl Begin {
     /// The machine before the story.
     pub fn image(self, site: &Site) -> Result<Image> {
+        if self == Begin::Blank {
+            return Ok(site.blank.clone());
+        }
         let scratch = site.scratch()?;
         let after = |orders: &[&str]| -> Result<Image> {
             let world =
@@ -210,7 +224,7 @@ impl Begin {
         let last = fresh.disk_bytes() / fresh.sector_bytes() as u64 - 1;
         let nothing = Row::new(&vec![0; fresh.sector_bytes()]);
         Ok(match self {
-            Begin::Fresh => fresh,
+            Begin::Blank | Begin::Fresh => fresh,
             Begin::OnB => after(&["1.1"])?,
             Begin::BackOnA => after(&["1.1", "1.2"])?,
             Begin::WithoutFirstTable => {
@@ -266,6 +280,13 @@ fn ordered(world: &World<'_>, slot: Slot, version: &str, reach: Reach) -> Result
 
 fn update(world: &World<'_>) -> Result<()> {
     move_to(world, "1.1")
+}
+
+fn provision(world: &World<'_>) -> Result<()> {
+    if let Err(failure) = world.provision() {
+        bail!("provisioning: {failure}");
+    }
+    up(world).map(drop)
 }
 
 fn ordered_twice(world: &World<'_>) -> Result<()> {

@@ -7,7 +7,10 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use anyhow::{Context as _, Result};
+use rustc_hash::FxHashSet;
 use switchback::config::{self, Config, Expect, Probe};
+use switchback::engine::provision::Wish;
+use switchback::registry::RegistryAccess;
 use switchback_bootloader::record::BootFileKind;
 use switchback_bootloader::systemd_boot::pe::{Machine as Pe, sample};
 use switchback_partitions::device::{Access, FileDevice};
@@ -17,7 +20,7 @@ use switchback_partitions::slot::Slot;
 use switchback_partitions::verity::{VerityParams, tree_bytes};
 
 use super::image::{Base, Image};
-use super::recorder::Guard;
+use super::recorder::{BOOT_BEGINS_BYTES, Guard};
 use crate::scene::Scene;
 use crate::small_release::{SmallRelease, noise};
 
@@ -46,12 +49,15 @@ pub struct Site {
     pub sector_bytes: usize,
     /// The disk with 1.0 in slot A, confirmed.
     pub fresh: Image,
+    /// The disk before that: nothing is on it.
+    pub blank: Image,
     /// Where the parts of the disk lie.
     pub layout: DiskLayout,
     /// The releases in the order of their versions.
     pub releases: Vec<Known>,
     /// Kernel and initramfs of every release: name and content.
     pub boot_files: [(&'static str, Vec<u8>); 2],
+    boot_begins: Arc<FxHashSet<Vec<u8>>>,
 }
 
 impl Site {
@@ -79,11 +85,14 @@ impl Site {
         let base = Base::of_file(&disk, sector_bytes)?;
         let device = FileDevice::open_image(&disk, Access::Read, sector_bytes as u32)?;
         let layout = DiskLayout::discover(&Table::read(&device)?)?;
-        let fresh = Image::new(Arc::new(base));
+        let (blank, fresh) = (Image::new(Arc::new(base.blank())), Image::new(Arc::new(base)));
         std::fs::remove_file(&disk)?;
         let boot_files =
             [(BootFileKind::Linux.file_name(), kernel), (BootFileKind::Initrd.file_name(), initrd)];
-        Ok(Site { scene, sector_bytes, fresh, layout, releases, boot_files })
+        let sectors = boot_files.iter().flat_map(|(_, file)| file.chunks(sector_bytes));
+        let begins = sectors.filter_map(|sector| Some(sector.get(..BOOT_BEGINS_BYTES)?.to_vec()));
+        let boot_begins = Arc::new(begins.collect());
+        Ok(Site { scene, sector_bytes, fresh, blank, layout, releases, boot_files, boot_begins })
     }
 
     /// The folder that stands for a running root: one that is well, or one that is not.
@@ -114,6 +123,26 @@ impl Site {
             soak: std::time::Duration::ZERO,
         }];
         config
+    }
+
+    /// The order by which the disk was made, and is made again over whatever is there.
+    pub fn wish(&self, scratch: &Path) -> Result<Wish> {
+        let sizes = sizes(self.sector_bytes);
+        Ok(Wish {
+            target: scratch.join("not-there"),
+            size: Some(sizes.disk_bytes),
+            release: self.scene.desk.reference("1.0").parse()?,
+            trust: vec![self.scene.desk.path("os.pub")],
+            threshold: 1,
+            slot_bytes: Some(sizes.slot_bytes),
+            esp_bytes: Some(sizes.esp_bytes),
+            state_bytes: Some(sizes.state_bytes),
+            sector_bytes: self.sector_bytes as u32,
+            loader: self.scene.desk.path("loader.efi"),
+            access: RegistryAccess::default(),
+            force: true,
+            dry_run: false,
+        })
     }
 
     /// The release with that hash in its boot entry.
@@ -153,7 +182,7 @@ impl Site {
             let parts = self.layout.slot(slot);
             vec![rows(&parts.root, 0, ROOT_BYTES), rows(&parts.verity, 4096, tree_bytes)]
         });
-        Ok(Guard { slots, content, running: None, confirmed: false })
+        Ok(Guard { slots, content, boot: self.boot_begins.clone(), running: None, confirmed: false })
     }
 }
 
@@ -161,22 +190,31 @@ impl Site {
 fn provision(scene: &Scene, sector_bytes: usize) -> Result<PathBuf> {
     let key = scene.desk.path("os.pub");
     let machine = scene.machine(&scene.desk.reference("1.0"), &[&key], "")?;
-    let sector = sector_bytes.to_string();
-    let (size, esp) = if sector_bytes == 512 { ("96M", "36M") } else { ("330M", "264M") };
-    let sizes = [
-        "--size",
-        size,
-        "--slot-size",
-        "1M",
-        "--esp-size",
-        esp,
-        "--state-size",
-        "16M",
-        "--sector-size",
-        &sector,
+    let sizes = sizes(sector_bytes);
+    let words = [
+        ("--size", sizes.disk_bytes),
+        ("--slot-size", sizes.slot_bytes),
+        ("--esp-size", sizes.esp_bytes),
+        ("--state-size", sizes.state_bytes),
+        ("--sector-size", sector_bytes as u64),
     ];
-    scene.provision(&machine, &scene.desk.reference("1.0"), &key, &sizes)?;
+    let words = words.map(|(word, number)| [word.to_owned(), number.to_string()]);
+    let words: Vec<&str> = words.iter().flatten().map(String::as_str).collect();
+    scene.provision(&machine, &scene.desk.reference("1.0"), &key, &words)?;
     Ok(machine.disk())
+}
+
+/// The parts of a disk, in bytes: as small as its sectors allow.
+struct Sizes {
+    disk_bytes: u64,
+    slot_bytes: u64,
+    esp_bytes: u64,
+    state_bytes: u64,
+}
+
+fn sizes(sector_bytes: usize) -> Sizes {
+    let (disk, esp) = if sector_bytes == 512 { (96, 36) } else { (330, 264) };
+    Sizes { disk_bytes: disk << 20, slot_bytes: 1 << 20, esp_bytes: esp << 20, state_bytes: 16 << 20 }
 }
 
 fn root_hash(shown: &serde_json::Value) -> Option<String> {

@@ -178,7 +178,7 @@ impl<'a> Sweep<'a> {
             let image = cut.image(&kind);
             // The order given again costs as much as all the rest: every time after one cut, else for one of some.
             let order = match kind {
-                Kind::Sample(_) | Kind::Torn(_) | Kind::TornTail(_) => sum % 8 == 0,
+                Kind::Sample(_) | Kind::Sectors(_) | Kind::Torn(_) | Kind::TornTail(_) => sum % 16 == 0,
                 _ => life.path.is_empty() || sum % 4 == 0,
             };
             let judgement = self.judgement(life, cut.at, &kind, image, order)?;

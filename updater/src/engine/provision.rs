@@ -15,6 +15,7 @@ use switchback_bootloader::systemd_boot::pe;
 use switchback_partitions::device::BlockDevice;
 use switchback_partitions::device::disk::{BlockDisk, Disk, ImageDisk};
 use switchback_partitions::inactive_slot::InactiveSlot;
+use switchback_partitions::layout::DiskLayout;
 use switchback_partitions::provision::{self as disk_plan, Existing, Plan, ProvisionError};
 use switchback_partitions::slot::{RunningSlot, Slot};
 
@@ -80,6 +81,20 @@ pub struct Provisioned {
 
 /// Plans, and unless it is a dry run makes, the disk.
 pub fn provision(wish: &Wish, progress: &dyn Progress) -> Result<Provisioned, Failure> {
+    let existing = if wish.force { Existing::Overwrite } else { Existing::Refuse };
+    provision_with(wish, progress, &|plan| {
+        let disk = make_disk(wish)?;
+        let layout = plan.execute(&*disk, existing).map_err(refused)?;
+        Ok((disk, layout))
+    })
+}
+
+/// The same on a disk that `execute` makes by the plan.
+pub fn provision_with(
+    wish: &Wish,
+    progress: &dyn Progress,
+    execute: &dyn Fn(&Plan) -> Result<(Arc<dyn Disk>, DiskLayout), Failure>,
+) -> Result<Provisioned, Failure> {
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build();
     let runtime = runtime.map_err(|e| Failure::before(Reason::Internal, e))?;
     let policy = policy_of(&wish.trust, wish.threshold)?;
@@ -101,9 +116,7 @@ pub fn provision(wish: &Wish, progress: &dyn Progress) -> Result<Provisioned, Fa
     if wish.dry_run {
         return Ok(answer);
     }
-    let disk = make_disk(wish)?;
-    let existing = if wish.force { Existing::Overwrite } else { Existing::Refuse };
-    let layout = plan.execute(&*disk, existing).map_err(refused)?;
+    let (disk, layout) = execute(&plan)?;
     let esp: Arc<dyn BlockDevice> = disk.partition(&layout.esp).map_err(io)?;
     let esp = Arc::new(FatEsp::new(esp));
     install_loader(&*esp, &loader, pe::Machine::host()).map_err(|e| written(InstallError::from(e)))?;
@@ -188,7 +201,8 @@ fn unable(detail: String) -> Failure {
     Failure::refused(Why::new(Reason::NotSupported, detail))
 }
 
-fn refused(error: ProvisionError) -> Failure {
+/// What a disk's refusal, or its failure, is to the person who asked.
+pub fn refused(error: ProvisionError) -> Failure {
     let reason = match &error {
         ProvisionError::Io { .. } | ProvisionError::Table(_) | ProvisionError::ProgramFailed { .. } => {
             Reason::WriteFailed

@@ -198,8 +198,7 @@ impl SlotJob<'_> {
             self.progress.advance(frame.raw_bytes);
         }
         out.drain()?;
-        self.device.flush().map_err(InstallError::writing_slot)?;
-        self.journal.reached(out.at)?;
+        out.mark()?;
         Ok(traffic)
     }
 }
@@ -368,11 +367,14 @@ impl Writer<'_, '_> {
 
     fn journal(&mut self, bytes: u64) -> Result<(), InstallError> {
         self.unmarked += bytes;
-        if self.unmarked >= JOURNAL_EVERY_BYTES {
-            self.job.device.flush().map_err(InstallError::writing_slot)?;
-            self.job.journal.reached(self.at)?;
-            self.unmarked = 0;
-        }
+        if self.unmarked >= JOURNAL_EVERY_BYTES { self.mark() } else { Ok(()) }
+    }
+
+    /// What is written so far is on the medium; then the journal says so.
+    fn mark(&mut self) -> Result<(), InstallError> {
+        self.job.device.flush().map_err(InstallError::writing_slot)?;
+        self.job.journal.reached(self.at)?;
+        self.unmarked = 0;
         Ok(())
     }
 

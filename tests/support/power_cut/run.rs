@@ -35,7 +35,7 @@ pub const FULL: Depth = Depth {
     effort: Effort { samples: 700, sectors: 400, singles: 200, tears: 1_024, folder_lost: false },
     lives: 8,
     steps: 1_000_000,
-    judgements: 4_000,
+    judgements: 12_000,
     violations: 10,
     until: None,
 };

@@ -204,7 +204,7 @@ impl Cut<'_> {
 
     /// The image's sum, without making it where only the disk differs.
     pub fn sum(&self, kind: &Kind, durable_folder: u128) -> u128 {
-        let of_the_disk = |op: &&Op| matches!(op.domain(), Domain::Disk | Domain::Firmware);
+        let of_the_disk = |op: &&Op| matches!(op.domain(), Domain::Disk(_) | Domain::Firmware);
         if *kind == Kind::FolderLost || !self.pending.iter().all(of_the_disk) {
             return self.image(kind).sum();
         }

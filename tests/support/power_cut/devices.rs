@@ -7,24 +7,27 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use switchback::host::state_dir::{StateDir, Store};
-use switchback_partitions::device::BlockDevice;
+use switchback_partitions::device::disk::Disk;
+use switchback_partitions::device::{BlockDevice, Window};
+use switchback_partitions::layout::Extent;
 
-use super::recorder::{Domain, Op, Recorder, Writer};
+use super::broken::Broken;
+use super::recorder::{Domain, Op, Recorder};
 
 /// The recorded disk.
 #[derive(Debug, Clone)]
 pub struct CutDisk {
     recorder: Arc<Recorder>,
-    writer: Writer,
+    domain: Domain,
     len: u64,
     sector_bytes: u32,
 }
 
 impl CutDisk {
-    /// The disk, as `writer` uses it.
-    pub fn new(recorder: Arc<Recorder>, writer: Writer) -> CutDisk {
+    /// The disk, reached as `domain` says.
+    pub fn new(recorder: Arc<Recorder>, domain: Domain) -> CutDisk {
         let (len, sector_bytes) = recorder.geometry();
-        CutDisk { recorder, writer, len, sector_bytes: sector_bytes as u32 }
+        CutDisk { recorder, domain, len, sector_bytes: sector_bytes as u32 }
     }
 
     fn check(&self, offset: u64, len: u64) -> io::Result<()> {
@@ -38,17 +41,17 @@ impl CutDisk {
 impl BlockDevice for CutDisk {
     fn read_at(&self, offset: u64, buffer: &mut [u8]) -> io::Result<()> {
         self.check(offset, buffer.len() as u64)?;
-        self.recorder.read(offset, buffer);
+        self.recorder.read(self.domain, offset, buffer);
         Ok(())
     }
 
     fn write_at(&self, offset: u64, data: &[u8]) -> io::Result<()> {
         self.check(offset, data.len() as u64)?;
-        if data.is_empty() { Ok(()) } else { self.recorder.write(self.writer, offset, data) }
+        if data.is_empty() { Ok(()) } else { self.recorder.write(self.domain, offset, data) }
     }
 
     fn flush(&self) -> io::Result<()> {
-        self.recorder.flush(self.writer)
+        self.recorder.flush(self.domain)
     }
 
     fn len(&self) -> u64 {
@@ -70,8 +73,37 @@ impl BlockDevice for CutDisk {
     }
 
     fn drop_caches(&self) -> io::Result<()> {
-        self.recorder.drop_caches();
+        self.recorder.drop_caches(self.domain);
         Ok(())
+    }
+}
+
+/// The recorded disk with its nodes, as the updater opens them.
+pub struct CutNodes {
+    /// What happens is written down here.
+    pub recorder: Arc<Recorder>,
+    /// Which mistake the updater makes.
+    pub broken: Option<Broken>,
+}
+
+impl CutNodes {
+    /// The node of a partition, or 0 for the whole disk's: all of the disk is there, reached through it.
+    pub fn node(&self, number: u32) -> Arc<dyn BlockDevice> {
+        let disk = CutDisk::new(self.recorder.clone(), Domain::Disk(number));
+        match self.broken {
+            Some(broken) => broken.device(disk),
+            None => Arc::new(disk),
+        }
+    }
+}
+
+impl Disk for CutNodes {
+    fn whole(&self) -> io::Result<Arc<dyn BlockDevice>> {
+        Ok(self.node(0))
+    }
+
+    fn partition(&self, extent: &Extent) -> io::Result<Arc<dyn BlockDevice>> {
+        Ok(Arc::new(Window::new(self.node(extent.number), extent.offset, extent.len)?))
     }
 }
 

@@ -22,7 +22,7 @@ use super::broken::Broken;
 use super::image::Image;
 use super::machine::{Fitness, TRIES, World};
 use super::promise::{Promise, Violation};
-use super::recorder::{Domain, Op, Writer};
+use super::recorder::{Domain, Op};
 use super::site::Site;
 
 /// An order.
@@ -131,7 +131,7 @@ fn shape(judgement: &Judgement) -> u64 {
             Op::Link(name, file) => (name, known(*file)).hash(&mut shape),
             Op::Rename(from, to) => (from, to).hash(&mut shape),
             Op::Unlink(name) => name.hash(&mut shape),
-            Op::Flush(domain) => std::mem::discriminant(domain).hash(&mut shape),
+            Op::Flush(domain) => domain.hash(&mut shape),
             Op::Start => {}
         }
     }
@@ -223,7 +223,7 @@ fn at_rest(
     if starts > u32::from(TRIES) + 2 {
         broke(Promise::UnattendedReturn, format!("it took {starts} starts"));
     }
-    let found = look::look(&*world.esp(Writer::Updater)?, pe::Machine::host())?;
+    let found = look::look(&*world.esp()?, pe::Machine::host())?;
     if !found.torn.is_empty() {
         broke(Promise::OldOrNew, format!("two names for one entry are left: {:?}", found.torn));
     }

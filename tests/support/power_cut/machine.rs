@@ -28,7 +28,7 @@ use switchback_bootloader::record::Bootloader;
 use switchback_bootloader::slot_folder;
 use switchback_bootloader::systemd_boot::firmware::SimulatedFirmware;
 use switchback_bootloader::systemd_boot::{SystemdBoot, pe};
-use switchback_partitions::device::disk::{Disk, PlainDisk};
+use switchback_partitions::device::disk::Disk;
 use switchback_partitions::device::{BlockDevice, Window};
 use switchback_partitions::gpt::Table;
 use switchback_partitions::layout::{DiskLayout, Extent};
@@ -37,11 +37,11 @@ use switchback_partitions::slot::Slot;
 use switchback_partitions::verity::{self, RootHash};
 
 use super::broken::Broken;
-use super::devices::{CutDisk, CutFolder};
+use super::devices::{CutDisk, CutFolder, CutNodes};
 use super::guarded::Guarded;
 use super::image::Image;
 use super::promise::Promise;
-use super::recorder::{Fault, Recorder, Writer};
+use super::recorder::{Domain, Fault, Recorder};
 use super::site::Site;
 
 /// Tries that a trial gets: few, so that a return is short.
@@ -107,22 +107,29 @@ impl<'a> World<'a> {
     }
 
     /// The disk, as the updater has it.
-    fn device(&self, writer: Writer) -> Arc<dyn BlockDevice> {
-        let disk = CutDisk::new(self.recorder.clone(), writer);
-        match (writer, self.broken) {
-            (Writer::Updater, Some(broken)) => broken.device(disk),
-            _ => Arc::new(disk),
-        }
+    fn nodes(&self) -> CutNodes {
+        CutNodes { recorder: self.recorder.clone(), broken: self.broken }
     }
 
-    /// The boot partition, as `writer` has it.
-    pub fn esp(&self, writer: Writer) -> Result<Arc<dyn EspDir>> {
-        let extent = &self.site.layout.esp;
-        let esp = FatEsp::new(Arc::new(Window::new(self.device(writer), extent.offset, extent.len)?));
-        Ok(match (writer, self.broken) {
-            (Writer::Updater, Some(broken)) => broken.esp(Arc::new(esp)),
-            _ => Arc::new(esp),
+    /// The disk, as the firmware has it.
+    fn firmwares_disk(&self) -> Arc<dyn BlockDevice> {
+        Arc::new(CutDisk::new(self.recorder.clone(), Domain::Firmware))
+    }
+
+    /// The boot partition, as the updater has it.
+    pub fn esp(&self) -> Result<Arc<dyn EspDir>> {
+        let esp = Arc::new(FatEsp::new(self.nodes().partition(&self.site.layout.esp)?));
+        Ok(match self.broken {
+            Some(broken) => broken.esp(esp),
+            None => esp,
         })
+    }
+
+    /// The boot partition, as the firmware has it.
+    fn firmwares_esp(&self) -> Result<Arc<dyn EspDir>> {
+        let extent = &self.site.layout.esp;
+        let window = Window::new(self.firmwares_disk(), extent.offset, extent.len)?;
+        Ok(Arc::new(FatEsp::new(Arc::new(window))))
     }
 
     /// The state folder.
@@ -136,7 +143,7 @@ impl<'a> World<'a> {
 
     /// What the boot record says.
     pub fn boot(&self) -> Result<BootState> {
-        Ok(SystemdBoot::new(self.esp(Writer::Updater)?, pe::Machine::host()).read()?)
+        Ok(SystemdBoot::new(self.esp()?, pe::Machine::host()).read()?)
     }
 
     /// How often something was started.
@@ -153,10 +160,10 @@ impl<'a> World<'a> {
         self.recorder.starts();
         self.starts.fetch_add(1, Ordering::Relaxed);
         // Without a partition table a firmware finds no boot partition. It reads the second copy where the first is torn.
-        if Table::read(&self.device(Writer::Firmware)).is_err() {
+        if Table::read(&self.firmwares_disk()).is_err() {
             return Ok(Start::Nothing);
         }
-        let esp = self.esp(Writer::Firmware)?;
+        let esp = self.firmwares_esp()?;
         // The model of the loader asserts that `BootState` foretells it.
         let started = catch_unwind(AssertUnwindSafe(|| SimulatedFirmware.power_on(&*esp)));
         let started = started.map_err(|_| anyhow!("the loader did not do what the boot state says"))?;
@@ -199,7 +206,7 @@ impl<'a> World<'a> {
         let mut hash = [0; 32];
         hex::decode_to_slice(root_hash, &mut hash)?;
         let parts = self.site.layout.slot(slot);
-        let disk = self.device(Writer::Firmware);
+        let disk = self.firmwares_disk();
         let root = Window::new(disk.clone(), parts.root.offset, parts.root.len)?;
         let tree = Window::new(disk, parts.verity.offset, parts.verity.len)?;
         verity::verify(&root, &tree, &RootHash(hash))
@@ -251,7 +258,7 @@ impl<'a> World<'a> {
         self.recorder.new_process();
         let internal = |error: anyhow::Error| Failure::before(Reason::Internal, io::Error::other(error));
         let wish = self.site.wish(self.scratch).map_err(internal)?;
-        let disk: Arc<dyn Disk> = Arc::new(PlainDisk::new(self.device(Writer::Updater)));
+        let disk: Arc<dyn Disk> = Arc::new(self.nodes());
         provision_with(&wish, &Silent, &|plan| {
             let made = plan.execute_with(&*disk, Existing::Overwrite, &|disk, extent, _| {
                 self.make_ext4(disk, extent)
@@ -312,7 +319,7 @@ impl World<'_> {
     /// The version in a slot, by its entry.
     pub fn running_version(&self, slot: Slot) -> &str {
         let mine = format!("switchback-{slot}-");
-        let found = self.esp(Writer::Firmware).ok().and_then(|esp| {
+        let found = self.firmwares_esp().ok().and_then(|esp| {
             let names = esp.list("loader/entries").ok()?;
             let texts = names
                 .iter()
@@ -338,7 +345,7 @@ impl Machine for SimMachine<'_> {
     }
 
     fn disk(&self) -> Result<Arc<dyn Disk>, HostError> {
-        let disk = Arc::new(PlainDisk::new(self.world.device(Writer::Updater)));
+        let disk = Arc::new(self.world.nodes());
         Ok(match self.world.broken {
             Some(broken) => broken.disk(disk, &self.world.site.layout, self.running),
             None => disk,
@@ -346,13 +353,13 @@ impl Machine for SimMachine<'_> {
     }
 
     fn layout(&self) -> Result<DiskLayout, HostError> {
-        let table = Table::read(&self.world.device(Writer::Updater));
+        let table = Table::read(&self.world.nodes().node(0));
         let table = table.map_err(|error| HostError::Layout(error.to_string()))?;
         DiskLayout::discover(&table).map_err(|error| HostError::Layout(error.to_string()))
     }
 
     fn bootloader(&self) -> Result<Arc<dyn Bootloader>, HostError> {
-        let esp = self.world.esp(Writer::Updater).map_err(|error| HostError::Layout(error.to_string()))?;
+        let esp = self.world.esp().map_err(|error| HostError::Layout(error.to_string()))?;
         let real = Arc::new(SystemdBoot::new(esp.clone(), pe::Machine::host()));
         let recorder = self.world.recorder.clone();
         let facts = CutFolder::new(recorder.clone(), self.world.scratch);

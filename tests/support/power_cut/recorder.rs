@@ -13,10 +13,11 @@ use super::image::{FILE_ROWS, Image, Row, file_row};
 use super::promise::{Promise, Violation};
 
 /// What a flush makes durable.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Domain {
-    /// The disk: slots, partition table, boot partition.
-    Disk,
+    /// What was written through one of the disk's nodes: 0 for the whole disk, else the partition's number. The system keeps
+    /// a cache for each, and a flush of one writes nothing out of another's.
+    Disk(u32),
     /// What the firmware wrote to it. No flush of its own, but nothing above the disk holds it back: the next flush of
     /// anything on this disk takes it along.
     Firmware,
@@ -94,15 +95,6 @@ pub enum Fault {
     FlipsBit(usize),
 }
 
-/// Who writes. The firmware never waits for the medium.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Writer {
-    /// The boot loader in the firmware.
-    Firmware,
-    /// The updater.
-    Updater,
-}
-
 /// What lies where, for the promises that are checked while a run goes on.
 #[derive(Debug, Clone, Default)]
 pub struct Guard {
@@ -141,14 +133,14 @@ struct State {
     guard: Guard,
     /// Counts writes, flushes and drops of caches.
     tick: u64,
-    /// When a row of a slot was written.
-    written_at: FxHashMap<u64, u64>,
+    /// When a row of a slot or of a boot file was written, and through what.
+    written_at: FxHashMap<u64, (u64, Domain)>,
     /// Rows of slots, and of boot files, that were read past the caches since they were flushed, by the process that runs.
     proven: FxHashSet<u64>,
     /// Rows of boot files that this process wrote.
     boot_rows: FxHashSet<u64>,
-    last_flush: u64,
-    last_drop: u64,
+    last_flush: FxHashMap<Domain, u64>,
+    last_drop: FxHashMap<Domain, u64>,
     violations: Vec<Violation>,
 }
 
@@ -166,8 +158,8 @@ impl Recorder {
             written_at: FxHashMap::default(),
             proven: FxHashSet::default(),
             boot_rows: FxHashSet::default(),
-            last_flush: 0,
-            last_drop: 0,
+            last_flush: FxHashMap::default(),
+            last_drop: FxHashMap::default(),
             violations: Vec::new(),
         };
         Recorder { state: Mutex::new(state) }
@@ -235,7 +227,7 @@ impl Recorder {
         let state = &mut *self.state();
         state.proven.clear();
         state.boot_rows.clear();
-        state.last_drop = 0;
+        state.last_drop.clear();
     }
 
     /// True when this process read every row of the slot's content, and of the boot files that it wrote, past the caches,
@@ -247,7 +239,7 @@ impl Recorder {
     }
 
     /// Fills `buffer` from `offset` of the disk.
-    pub fn read(&self, offset: u64, buffer: &mut [u8]) {
+    pub fn read(&self, domain: Domain, offset: u64, buffer: &mut [u8]) {
         let state = &mut *self.state();
         let row_bytes = state.now.sector_bytes() as u64;
         let mut done = 0;
@@ -257,40 +249,39 @@ impl Recorder {
             let count = (row_bytes as usize - skip).min(buffer.len() - done);
             state.see(row);
             buffer[done..done + count].copy_from_slice(&state.now.row(row).bytes[skip..skip + count]);
-            state.prove(row);
+            state.prove(domain, row);
             done += count;
         }
     }
 
     /// Overwrites bytes of the disk.
-    pub fn write(&self, writer: Writer, offset: u64, data: &[u8]) -> io::Result<()> {
+    pub fn write(&self, domain: Domain, offset: u64, data: &[u8]) -> io::Result<()> {
         let state = &mut *self.state();
         state.may(true)?;
         let rows = state.rows(offset, data, |row| row);
-        state.watch(&rows);
-        let domain = if writer == Writer::Firmware { Domain::Firmware } else { Domain::Disk };
+        state.watch(domain, &rows);
         state.push(Op::Rows(domain, rows));
         Ok(())
     }
 
-    /// Everything written to the disk is on the medium.
-    pub fn flush(&self, writer: Writer) -> io::Result<()> {
+    /// Everything written through that node is on the medium; the firmware does not wait for it.
+    pub fn flush(&self, domain: Domain) -> io::Result<()> {
         let state = &mut *self.state();
-        if writer == Writer::Firmware {
+        if domain == Domain::Firmware {
             return Ok(());
         }
         state.may(true)?;
-        state.push(Op::Flush(Domain::Disk));
+        state.push(Op::Flush(domain));
         state.tick += 1;
-        state.last_flush = state.tick;
+        state.last_flush.insert(domain, state.tick);
         Ok(())
     }
 
-    /// The next reads come from the medium.
-    pub fn drop_caches(&self) {
+    /// The next reads through that node come from the medium.
+    pub fn drop_caches(&self, domain: Domain) {
         let state = &mut *self.state();
         state.tick += 1;
-        state.last_drop = state.tick;
+        state.last_drop.insert(domain, state.tick);
     }
 
     /// A file's content.
@@ -417,7 +408,7 @@ impl State {
     }
 
     /// The promises about slots that every single write has to keep.
-    fn watch(&mut self, rows: &[(u64, Row)]) {
+    fn watch(&mut self, domain: Domain, rows: &[(u64, Row)]) {
         let Some((first, _)) = rows.first() else { return };
         debug_assert!(*first < FILE_ROWS);
         for (row, content) in rows {
@@ -426,7 +417,7 @@ impl State {
                 self.tick += 1;
                 self.boot_rows.insert(*row);
                 self.proven.remove(row);
-                self.written_at.insert(*row, self.tick);
+                self.written_at.insert(*row, (self.tick, domain));
             }
         }
         for slot in 0..2 {
@@ -449,20 +440,23 @@ impl State {
             self.tick += 1;
             for row in hits {
                 self.proven.remove(&row);
-                self.written_at.insert(row, self.tick);
+                self.written_at.insert(row, (self.tick, domain));
             }
         }
     }
 
     /// A row counts as proven when it was flushed, the caches were dropped, and then it was read.
-    fn prove(&mut self, row: u64) {
+    fn prove(&mut self, domain: Domain, row: u64) {
         let of_a_slot = |ranges: &Vec<Range<u64>>| ranges.iter().any(|range| range.contains(&row));
-        if self.last_drop == 0 || !self.guard.content.iter().any(of_a_slot) && !self.boot_rows.contains(&row)
-        {
+        let last_drop = self.last_drop.get(&domain).copied().unwrap_or(0);
+        if last_drop == 0 || !self.guard.content.iter().any(of_a_slot) && !self.boot_rows.contains(&row) {
             return;
         }
-        let written = self.written_at.get(&row).copied().unwrap_or(0);
-        if written < self.last_drop && (written == 0 || written < self.last_flush) {
+        let written = self.written_at.get(&row);
+        let on_the_medium = |(at, through): &(u64, Domain)| {
+            *at < last_drop && self.last_flush.get(through).is_some_and(|flushed| at < flushed)
+        };
+        if written.is_none_or(on_the_medium) {
             self.proven.insert(row);
         }
     }

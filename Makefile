@@ -61,6 +61,7 @@ test-all: test check power-cut-selftest boot-test boot-replay deb-test  ## all o
 check:          ## format, lints, licences, the repository's own rules
 	cargo fmt --all --check
 	cargo clippy --locked --workspace --all-targets -- -D warnings
+	cargo clippy --locked -p switchback-tests --test boot_replay --test package -- -D warnings
 	cargo test --locked -q -p switchback-tests --test tidy
 	@if command -v cargo-deny >/dev/null; then cargo deny check bans licenses sources; \
 	else echo "check: cargo-deny is not installed, so licences and bans went unchecked: cargo install cargo-deny"; fi

@@ -2,7 +2,7 @@
 //!
 //! Not here: what the program in it does (all other tests). Rule: a real `dpkg` in a root that `mmdebstrap` made a moment
 //! ago from this machine's own Debian archive; its files are listed before and after.
-#![expect(clippy::unwrap_used, reason = "a test fails by panicking, in its helpers too")]
+#![expect(clippy::unwrap_used, clippy::expect_used, reason = "a test fails by panicking, in its helpers too")]
 
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};

@@ -271,6 +271,15 @@ impl Walk {
                 });
             }
             Op::Start => self.cached = self.pending.len(),
+            Op::Death => {
+                let (ops, mut cached) = (&self.ops, self.cached);
+                self.pending.retain(|at| {
+                    let in_the_cache = cached > 0 || ops[*at].domain() == Domain::Firmware;
+                    cached = cached.saturating_sub(1);
+                    in_the_cache
+                });
+                self.cached = self.pending.len();
+            }
             _ => self.pending.push(self.at),
         }
         self.at += 1;
@@ -282,9 +291,9 @@ impl Walk {
         self.at
     }
 
-    /// True when nothing was done by the last step but to begin.
+    /// True when the last step wrote nothing: a start, or a death.
     pub fn after_a_start(&self) -> bool {
-        self.at.checked_sub(1).is_some_and(|last| matches!(self.ops[last], Op::Start))
+        self.at.checked_sub(1).is_some_and(|last| matches!(self.ops[last], Op::Start | Op::Death))
     }
 
     /// True when the next step is a flush, or there is none: what is then unflushed is the most that a cut can take.

@@ -132,7 +132,7 @@ fn shape(judgement: &Judgement) -> u64 {
             Op::Rename(from, to) => (from, to).hash(&mut shape),
             Op::Unlink(name) => name.hash(&mut shape),
             Op::Flush(domain) => domain.hash(&mut shape),
-            Op::Start => {}
+            Op::Start | Op::Death => {}
         }
     }
     shape.finish()

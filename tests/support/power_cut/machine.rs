@@ -179,13 +179,17 @@ impl<'a> World<'a> {
         };
         let confirmed = SystemdBoot::new(esp, pe::Machine::host()).read()?.slot(slot) == SlotBoot::Good;
         self.recorder.runs(Some(slot.index()), confirmed);
-        if fitness == Fitness::Hangs {
-            self.mark(slot, root_hash, Stage::Initramfs);
-            return Ok(Start::Died(slot));
-        }
         self.mark(slot, root_hash, Stage::Initramfs);
-        self.mark(slot, root_hash, Stage::RootMounted);
-        Ok(if fitness == Fitness::Panics { Start::Died(slot) } else { Start::Up(slot) })
+        if fitness != Fitness::Hangs {
+            self.mark(slot, root_hash, Stage::RootMounted);
+        }
+        Ok(match fitness {
+            Fitness::Hangs | Fitness::Panics => {
+                self.recorder.dies();
+                Start::Died(slot)
+            }
+            Fitness::Well | Fitness::Unhealthy => Start::Up(slot),
+        })
     }
 
     /// As `switchback init` does; where the folder cannot be written it goes on.

@@ -9,6 +9,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use rustc_hash::{FxHashMap, FxHashSet};
 
+use super::cuts::{Kind, Walk};
 use super::image::{FILE_ROWS, Image, Row, file_row};
 use super::promise::{Promise, Violation};
 
@@ -45,6 +46,8 @@ pub enum Op {
     /// The machine starts. What a system that ended in order left unflushed is in the disk's cache now, as what the firmware
     /// writes is.
     Start,
+    /// The system died under power: its caches are gone, and the disk's is not.
+    Death,
 }
 
 impl Op {
@@ -54,7 +57,7 @@ impl Op {
             Op::Rows(domain, _) | Op::Flush(domain) => *domain,
             Op::Len(file, _) => Domain::File(*file),
             Op::Link(..) | Op::Rename(..) | Op::Unlink(_) => Domain::Names,
-            Op::Start => Domain::Firmware,
+            Op::Start | Op::Death => Domain::Firmware,
         }
     }
 
@@ -77,7 +80,7 @@ impl Op {
                 }
             }
             Op::Unlink(name) => drop(image.names.remove(name)),
-            Op::Flush(_) | Op::Start => {}
+            Op::Flush(_) | Op::Start | Op::Death => {}
         }
     }
 }
@@ -123,6 +126,7 @@ pub struct Recorder {
 
 #[derive(Debug)]
 struct State {
+    begin: Image,
     now: Image,
     ops: Vec<Op>,
     /// What the run saw of the disk that it began with: row and digest. Of the state folder it may have seen all.
@@ -149,6 +153,7 @@ impl Recorder {
     pub fn new(image: Image, fault: Option<Fault>, guard: Guard) -> Recorder {
         let state = State {
             next_file: image.next_file(),
+            begin: image.clone(),
             now: image,
             ops: Vec::new(),
             seen: FxHashMap::default(),
@@ -214,6 +219,19 @@ impl Recorder {
     pub fn starts(&self) {
         self.state().push(Op::Start);
         self.runs(None, false);
+    }
+
+    /// The system dies: a panic, or the end by a watchdog.
+    pub fn dies(&self) {
+        let state = &mut *self.state();
+        state.push(Op::Death);
+        let mut walk = Walk::new(state.begin.clone(), Arc::new(state.ops.clone()));
+        while walk.step() {}
+        state.now = walk.with_cut(|cut| cut.image(&Kind::All));
+        // What is read from now on may be what the run began with, although it was overwritten.
+        for (row, seen) in state.seen.iter_mut().filter(|(_, seen)| seen.is_none()) {
+            *seen = Some(state.begin.row(*row).digest);
+        }
     }
 
     /// Tells which slot runs from now on.

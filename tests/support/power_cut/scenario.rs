@@ -4,6 +4,8 @@
 
 use anyhow::{Context as _, Result, bail, ensure};
 use switchback::engine::answers::{Reach, Request};
+use switchback::facts::Facts;
+use switchback::reason::Reason;
 use switchback_bootloader::boot_state::SlotBoot;
 use switchback_partitions::slot::Slot;
 
@@ -57,6 +59,8 @@ pub struct Scenario {
     pub story: fn(&World<'_>) -> Result<()>,
     /// What runs in the end when nothing was cut.
     pub ends: &'static str,
+    /// Why release 1.1 is in quarantine in the end when nothing was cut.
+    pub why: Option<Reason>,
     /// What may run in the end of any cut.
     pub rests: &'static [&'static str],
     /// An order that must succeed after any cut.
@@ -75,6 +79,7 @@ const GOOD: Scenario = Scenario {
     fitness: Fitness::Well,
     story: update,
     ends: "1.1",
+    why: None,
     rests: &["1.0", "1.1"],
     then: Some(Then::Update("1.1")),
     below_floor: false,
@@ -84,7 +89,13 @@ const GOOD: Scenario = Scenario {
 
 /// A release that is not well: the machine stays on the old one, and takes the next.
 const fn bad(name: &'static str, fitness: Fitness) -> Scenario {
-    Scenario { name, fitness, ends: "1.0", rests: &["1.0"], then: Some(Then::Update("1.2")), ..GOOD }
+    let why = match fitness {
+        Fitness::Well => None,
+        Fitness::Unhealthy => Some(Reason::HealthFailed),
+        Fitness::Panics => Some(Reason::DiedAfterRoot),
+        Fitness::Hangs => Some(Reason::DiedInInitramfs),
+    };
+    Scenario { name, fitness, why, ends: "1.0", rests: &["1.0"], then: Some(Then::Update("1.2")), ..GOOD }
 }
 
 /// Every story.
@@ -198,6 +209,9 @@ impl Scenario {
         ensure!(version == self.ends, "{}: it ends on {version}, not on {}", self.name, self.ends);
         let state = world.boot()?;
         ensure!(state.slot(slot) == SlotBoot::Good, "{}: it ends with {state:?}", self.name);
+        let facts = Facts::read(&*world.folder())?;
+        let why = facts.known().quarantine.values().map(|entry| entry.why.reason).next();
+        ensure!(why == self.why, "{}: it ends with {why:?} in quarantine, not {:?}", self.name, self.why);
         Ok(())
     }
 }
@@ -247,16 +261,19 @@ impl Begin {
     }
 }
 
-/// The body of a record whose kind this version does not know.
-const FOREIGN: &[u8] = b"{\"of\":\"a later version\"}";
+/// The body of a record whose kind this version does not know: so long that the facts fill several sectors, and can tear.
+fn foreign() -> Vec<u8> {
+    format!("{{\"of\":\"a later version\",\"text\":\"{}\"}}", "so it goes ".repeat(150)).into_bytes()
+}
 
 /// The same facts with a record of kind 900 in front; the format is frozen (`updater::facts::format`).
 fn with_foreign_record(facts: Vec<u8>) -> Vec<u8> {
     use sha2::{Digest as _, Sha256};
     let written = u64::from_le_bytes(facts[16..24].try_into().unwrap_or_default()) as usize;
     let records = if facts.starts_with(b"SWBFACTS") { facts[64..64 + written].to_vec() } else { Vec::new() };
+    let foreign = foreign();
     let mut all =
-        [900_u16.to_le_bytes().as_slice(), &[0, 0], &(FOREIGN.len() as u32).to_le_bytes(), FOREIGN].concat();
+        [900_u16.to_le_bytes().as_slice(), &[0, 0], &(foreign.len() as u32).to_le_bytes(), &foreign].concat();
     all.extend(records);
     let mut head =
         [b"SWBFACTS".as_slice(), &7_u64.to_le_bytes(), &(all.len() as u64).to_le_bytes(), &[0; 8]].concat();
@@ -310,9 +327,10 @@ fn move_to(world: &World<'_>, version: &str) -> Result<()> {
 
 fn update_keeps_foreign(world: &World<'_>) -> Result<()> {
     update(world)?;
+    let foreign = foreign();
     for name in ["facts-1", "facts-2"] {
         let facts = world.recorder.now().file(name).context("no facts")?;
-        let kept = facts.windows(FOREIGN.len()).any(|window| window == FOREIGN);
+        let kept = facts.windows(foreign.len()).any(|window| window == foreign);
         ensure!(kept, "{name} lost the record of a later version");
     }
     Ok(())

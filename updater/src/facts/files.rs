@@ -72,15 +72,15 @@ fn reserve(folder: &dyn StateDir, name: &str) -> Result<(Box<dyn Store>, bool), 
             return Ok((store, false));
         }
         let zeros = vec![0; (COPY_BYTES - len) as usize];
-        return match store.write_at(len, &zeros).and_then(|()| store.flush()) {
+        return match store.write_at(len, &zeros) {
             Err(error) if error.kind() == io::ErrorKind::PermissionDenied => Ok((store, false)),
             Err(source) => Err(failed("reserving space for")(source)),
             Ok(()) => Ok((store, true)),
         };
     }
-    // Written, not only declared: a hole would need space later, when there may be none.
-    let reserved = folder.write(name, &vec![0; COPY_BYTES as usize]).and_then(|()| folder.sync(name));
-    reserved.map_err(failed("reserving space for"))?;
+    // Written, not only declared: a hole would need space later, when there may be none. Not flushed: the first fact is, and
+    // what a power cut takes before that is reserved again.
+    folder.write(name, &vec![0; COPY_BYTES as usize]).map_err(failed("reserving space for"))?;
     let store = folder.open(name).map_err(failed("opening"))?;
     let store = store.ok_or(io::ErrorKind::NotFound.into()).map_err(failed("opening"))?;
     Ok((store, true))

@@ -296,8 +296,9 @@ impl Walk {
         self.at.checked_sub(1).is_some_and(|last| matches!(self.ops[last], Op::Start | Op::Death))
     }
 
-    /// True when the next step is a flush, or there is none: what is then unflushed is the most that a cut can take.
-    pub fn before_a_flush(&self) -> bool {
-        self.ops.get(self.at).is_none_or(|op| matches!(op, Op::Flush(_)))
+    /// True when the last step overwrote several sectors of a file that was there in the beginning.
+    pub fn after_an_overwrite(&self, begin: &Image) -> bool {
+        let last = self.at.checked_sub(1).map(|last| &self.ops[last]);
+        matches!(last, Some(Op::Rows(Domain::File(file), rows)) if rows.len() > 1 && begin.lens.contains_key(file))
     }
 }

@@ -19,6 +19,9 @@ use super::promise::{Promise, Violation};
 use super::recorder::Op;
 use super::site::Site;
 
+/// Seeded choices of sectors, at least, where a record of several sectors is overwritten.
+const TEARS_OF_A_RECORD: usize = 40;
+
 /// How often a long sweep says how far it is.
 const TELL_EVERY: Duration = Duration::from_secs(20);
 
@@ -148,9 +151,11 @@ impl<'a> Sweep<'a> {
         let phase = life.path.len() + life.from;
         loop {
             let at = walk.at();
-            let chosen = at % stride == phase % stride || walk.before_a_flush() && self.depth.lives > 1;
-            if at >= life.from && chosen && !walk.after_a_start() {
-                walk.with_cut(|cut| self.images(life, cut))?;
+            // Where something is overwritten in place a tear hurts: a sample leaves out none of these.
+            let can_tear = walk.after_an_overwrite(&life.image);
+            if at >= life.from && (at % stride == phase % stride || can_tear) && !walk.after_a_start() {
+                let sectors = self.depth.effort.sectors.max(if can_tear { TEARS_OF_A_RECORD } else { 0 });
+                walk.with_cut(|cut| self.images(life, Effort { sectors, ..self.depth.effort }, cut))?;
                 if self.depth.is_enough(&self.figures) {
                     return Ok(());
                 }
@@ -161,10 +166,10 @@ impl<'a> Sweep<'a> {
         }
     }
 
-    fn images(&mut self, life: &Life, cut: &Cut<'_>) -> Result<()> {
+    fn images(&mut self, life: &Life, effort: Effort, cut: &Cut<'_>) -> Result<()> {
         let folder = cut.durable.folder_sum();
         let mut allowed: Vec<[String; 3]> = Vec::new();
-        for kind in cut.kinds(self.depth.effort) {
+        for kind in cut.kinds(effort) {
             self.figures.images += 1;
             // `none` and `all` are what the others are compared with, known or not.
             let ends = matches!(kind, Kind::None | Kind::All);
@@ -178,8 +183,8 @@ impl<'a> Sweep<'a> {
             let image = cut.image(&kind);
             // The order given again costs as much as all the rest: every time after one cut, else for one of some.
             let order = match kind {
-                Kind::Sample(_) | Kind::Sectors(_) | Kind::Torn(_) | Kind::TornTail(_) => sum % 16 == 0,
-                _ => life.path.is_empty() || sum % 4 == 0,
+                Kind::Sample(_) | Kind::Sectors(_) | Kind::Torn(_) | Kind::TornTail(_) => sum.is_multiple_of(16),
+                _ => life.path.is_empty() || sum.is_multiple_of(4),
             };
             let judgement = self.judgement(life, cut.at, &kind, image, order)?;
             if ends {

@@ -89,11 +89,14 @@ pub fn provision(wish: &Wish, progress: &dyn Progress) -> Result<Provisioned, Fa
     })
 }
 
+/// A disk that was made by a plan, and its layout as read back from it.
+pub type Made = (Arc<dyn Disk>, DiskLayout);
+
 /// The same on a disk that `execute` makes by the plan.
 pub fn provision_with(
     wish: &Wish,
     progress: &dyn Progress,
-    execute: &dyn Fn(&Plan) -> Result<(Arc<dyn Disk>, DiskLayout), Failure>,
+    execute: &dyn Fn(&Plan) -> Result<Made, Failure>,
 ) -> Result<Provisioned, Failure> {
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build();
     let runtime = runtime.map_err(|e| Failure::before(Reason::Internal, e))?;

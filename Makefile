@@ -44,7 +44,8 @@ test: lab       ## everything that must pass before a change lands, a sample of 
 boot-test: lab  ## every scenario of the boot lab
 	cargo test --locked -q -p switchback-tests --test boot -- --all
 
-power-cut: build  ## every story of an update, cut at every step: the table of crash images and broken promises
+power-cut:      ## every story of an update, cut at every step: the table of crash images and broken promises
+	cargo build --locked --release -p switchback
 	cargo test --locked --release -q -p switchback-tests --test power_cut -- --all
 
 power-cut-selftest: build  ## updaters with one mistake each, and the promise that catches it

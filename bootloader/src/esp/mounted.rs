@@ -109,6 +109,9 @@ impl EspDir for MountedEsp {
             self.sync_dir(&unfinished)?;
             self.sync_dir(&parent)?;
             fs::rename(self.path(&unfinished)?, self.path(&path)?)?;
+            // The new name leads to cluster 0, which is the root's, until the inode is written: a power cut behind the
+            // parent's flush left a slot's folder that was the whole partition.
+            self.sync_dir(&path)?;
             self.sync_dir(&parent)?;
         }
         Ok(())

@@ -19,7 +19,7 @@ use super::promise::{Promise, Violation};
 use super::recorder::Op;
 use super::site::Site;
 
-/// Seeded choices of sectors, at least, where a record of several sectors is overwritten.
+/// Seeded choices of sectors where a record of several sectors is overwritten, at least; and in a recovery at most.
 const TEARS_OF_A_RECORD: usize = 40;
 
 /// How often a long sweep says how far it is.
@@ -154,7 +154,10 @@ impl<'a> Sweep<'a> {
             // Where something is overwritten in place a tear hurts: a sample leaves out none of these.
             let can_tear = walk.after_an_overwrite(&life.image);
             if at >= life.from && (at % stride == phase % stride || can_tear) && !walk.after_a_start() {
-                let sectors = self.depth.effort.sectors.max(if can_tear { TEARS_OF_A_RECORD } else { 0 });
+                // What a recovery leaves unflushed, its story left unflushed in much the same way: fewer choices do.
+                let most = if life.path.is_empty() { usize::MAX } else { TEARS_OF_A_RECORD };
+                let sectors = self.depth.effort.sectors.min(most);
+                let sectors = if can_tear { sectors.max(TEARS_OF_A_RECORD) } else { sectors };
                 walk.with_cut(|cut| self.images(life, Effort { sectors, ..self.depth.effort }, cut))?;
                 if self.depth.is_enough(&self.figures) {
                     return Ok(());
@@ -183,7 +186,9 @@ impl<'a> Sweep<'a> {
             let image = cut.image(&kind);
             // The order given again costs as much as all the rest: every time after one cut, else for one of some.
             let order = match kind {
-                Kind::Sample(_) | Kind::Sectors(_) | Kind::Torn(_) | Kind::TornTail(_) => sum.is_multiple_of(16),
+                Kind::Sample(_) | Kind::Sectors(_) | Kind::Torn(_) | Kind::TornTail(_) => {
+                    sum.is_multiple_of(16)
+                }
                 _ => life.path.is_empty() || sum.is_multiple_of(4),
             };
             let judgement = self.judgement(life, cut.at, &kind, image, order)?;

@@ -60,8 +60,8 @@ pub trait EspDir: Send + Sync {
     /// Creates the file anew from all of `source`; on the medium when it returns. `path` is a temporary name: a power cut
     /// meanwhile leaves anything there.
     fn write_tmp(&self, path: &str, source: &mut dyn io::Read) -> io::Result<u64>;
-    /// Gives a file of the same directory another name; a file that has it is replaced. Durable when it returns; at every
-    /// instant before, one name or both lead to the whole file.
+    /// Gives a file of the same directory another name; a file that has it is replaced. Durable when it returns; a power
+    /// cut before that leaves the old name, the new one or both. A kernel's vfat may leave the new one empty, see `MountedEsp`.
     fn rename(&self, from: &str, to: &str) -> io::Result<()>;
     /// Removes a file. Durable when it returns.
     fn remove(&self, path: &str) -> io::Result<()>;

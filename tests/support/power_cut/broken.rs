@@ -117,9 +117,11 @@ impl Broken {
     /// The state folder, as this updater uses it.
     pub fn folder(self, folder: CutFolder) -> Box<dyn StateDir> {
         match self {
-            Broken::TruncatesRecord => Box::new(CarelessFolder(folder)),
+            Broken::TruncatesRecord => Box::new(CarelessFolder { folder, forgets: false }),
             // From then on: the verdict itself is written by a process that has all its wits.
-            Broken::RetriesQuarantined if has_quarantined(&folder) => Box::new(ForgetfulFolder(folder)),
+            Broken::RetriesQuarantined if has_quarantined(&folder) => {
+                Box::new(CarelessFolder { folder, forgets: true })
+            }
             _ => Box::new(folder),
         }
     }
@@ -352,45 +354,12 @@ impl EspDir for BothNames {
     }
 }
 
-fn has_quarantined(folder: &CutFolder) -> bool {
-    Facts::read(folder).is_ok_and(|facts| !facts.known().quarantine.is_empty())
+fn is_facts(name: &str) -> bool {
+    name.starts_with("facts-")
 }
 
-/// Facts and state file read as those of a new machine; what is written to the facts goes nowhere.
-struct ForgetfulFolder(CutFolder);
-
-impl StateDir for ForgetfulFolder {
-    fn path(&self) -> &Path {
-        self.0.path()
-    }
-    fn make(&self) -> io::Result<()> {
-        self.0.make()
-    }
-    fn read(&self, name: &str, limit: u64) -> io::Result<Option<Vec<u8>>> {
-        let forgotten = name == state_file::STATE_FILE || name.starts_with("facts-");
-        if forgotten { Ok(None) } else { self.0.read(name, limit) }
-    }
-    fn write(&self, name: &str, bytes: &[u8]) -> io::Result<()> {
-        self.0.write(name, bytes)
-    }
-    fn sync(&self, name: &str) -> io::Result<()> {
-        self.0.sync(name)
-    }
-    fn rename(&self, from: &str, to: &str) -> io::Result<()> {
-        self.0.rename(from, to)
-    }
-    fn remove(&self, name: &str) -> io::Result<()> {
-        self.0.remove(name)
-    }
-    fn sync_folder(&self) -> io::Result<()> {
-        self.0.sync_folder()
-    }
-    fn open(&self, name: &str) -> io::Result<Option<Box<dyn Store>>> {
-        match name.starts_with("facts-") {
-            true => Ok(Some(Box::new(Blank))),
-            false => self.0.open(name),
-        }
-    }
+fn has_quarantined(folder: &CutFolder) -> bool {
+    Facts::read(folder).is_ok_and(|facts| !facts.known().quarantine.is_empty())
 }
 
 /// A copy of the facts that nobody wrote to yet, whatever is written.
@@ -412,42 +381,48 @@ impl Store for Blank {
     }
 }
 
-struct CarelessFolder(CutFolder);
+/// A folder whose state file is written in its place, or one that forgets: facts and state file read as those of a new
+/// machine, and what is written to the facts goes nowhere.
+struct CarelessFolder {
+    folder: CutFolder,
+    forgets: bool,
+}
 
 impl StateDir for CarelessFolder {
     fn path(&self) -> &Path {
-        self.0.path()
+        self.folder.path()
     }
     fn make(&self) -> io::Result<()> {
-        self.0.make()
+        self.folder.make()
     }
     fn read(&self, name: &str, limit: u64) -> io::Result<Option<Vec<u8>>> {
-        self.0.read(name, limit)
+        let forgotten = self.forgets && (name == state_file::STATE_FILE || is_facts(name));
+        if forgotten { Ok(None) } else { self.folder.read(name, limit) }
     }
     fn write(&self, name: &str, bytes: &[u8]) -> io::Result<()> {
-        self.0.write(name, bytes)
+        self.folder.write(name, bytes)
     }
     fn sync(&self, name: &str) -> io::Result<()> {
-        self.0.sync(name)
+        self.folder.sync(name)
     }
     fn rename(&self, from: &str, to: &str) -> io::Result<()> {
-        self.0.rename(from, to)
+        self.folder.rename(from, to)
     }
     fn remove(&self, name: &str) -> io::Result<()> {
-        self.0.remove(name)
+        self.folder.remove(name)
     }
     fn sync_folder(&self) -> io::Result<()> {
-        self.0.sync_folder()
+        self.folder.sync_folder()
     }
     fn open(&self, name: &str) -> io::Result<Option<Box<dyn Store>>> {
-        self.0.open(name)
+        if self.forgets && is_facts(name) { Ok(Some(Box::new(Blank))) } else { self.folder.open(name) }
     }
     fn replace(&self, name: &str, bytes: &[u8]) -> io::Result<()> {
-        if name != state_file::STATE_FILE {
-            return self.0.replace(name, bytes);
+        if self.forgets || name != state_file::STATE_FILE {
+            return self.folder.replace(name, bytes);
         }
-        self.0.write(name, bytes)?;
-        self.0.sync(name)?;
-        self.0.sync_folder()
+        self.folder.write(name, bytes)?;
+        self.folder.sync(name)?;
+        self.folder.sync_folder()
     }
 }

@@ -45,8 +45,14 @@ pub fn run(site: &Site, scenario: &Scenario, depth: Depth, broken: Option<Broken
     let mut effort = Effort { folder_lost: scenario.folder_lost, ..depth.effort };
     if scenario.begin == Begin::Blank {
         // Hundreds of unflushed writes at a time, whose order nothing depends on until the table is written.
-        effort = Effort { samples: effort.samples.min(20), sectors: effort.sectors.min(20), ..effort };
-        effort = Effort { singles: effort.singles.min(8), tears: effort.tears.min(8), ..effort };
+        for (count, most) in [
+            (&mut effort.samples, 20),
+            (&mut effort.sectors, 20),
+            (&mut effort.singles, 8),
+            (&mut effort.tears, 8),
+        ] {
+            *count = (*count).min(most);
+        }
     }
     let depth = Depth { effort, ..depth };
     let image = scenario.begin.image(site)?;

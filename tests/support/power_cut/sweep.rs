@@ -184,8 +184,10 @@ impl<'a> Sweep<'a> {
                 continue;
             }
             let image = cut.image(&kind);
-            // The order given again costs as much as all the rest: every time after one cut, else for one of some.
+            // The order given again costs as much as all the rest. A sample gives it each time but for its sectors; a whole
+            // sweep, whose choices are thousands, after each single cut, and for one of some else.
             let order = match kind {
+                Kind::Sample(_) | Kind::Torn(_) | Kind::TornTail(_) if self.depth.lives == 1 => true,
                 Kind::Sample(_) | Kind::Sectors(_) | Kind::Torn(_) | Kind::TornTail(_) => {
                     sum.is_multiple_of(16)
                 }

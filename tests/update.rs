@@ -4,6 +4,7 @@
 use std::time::Instant;
 
 use serde_json::Value;
+use switchback_bootloader::esp::{EspDir as _, FatEsp};
 use switchback_partitions::device::disk::Disk as _;
 use switchback_partitions::slot::Slot;
 use switchback_tests::disk_shot::{DiskShot, read};
@@ -214,6 +215,31 @@ fn a_staged_slot_that_rotted_is_not_armed_and_is_written_anew_by_the_next_update
     assert_eq!(ask(&machine, &["update"], 41).said["reason"], "read-back-mismatch");
     assert_eq!(boot_of(&machine, Slot::B), "empty");
     assert!(ask(&machine, &["update", "--reboot"], 0).number("/traffic/written").unwrap() > 0);
+    assert_eq!(machine.power_on().unwrap().slot, Slot::B);
+}
+
+#[test]
+fn a_slot_that_lost_its_entry_or_a_boot_file_is_written_anew_by_the_same_order() {
+    let (scene, mut machine) = machine_with_1_0();
+    publish(&scene, "1.1", true);
+    ask(&machine, &["update", "--stage"], 0);
+    let layout = machine.layout().unwrap();
+    let esp = FatEsp::new(machine.image().unwrap().partition(&layout.esp).unwrap());
+    let entries = esp.list("loader/entries").unwrap();
+    let prepared = entries.iter().find(|entry| entry.name.starts_with("switchback-b-")).unwrap();
+    for file in [format!("loader/entries/{}", prepared.name), "switchback/b/linux".to_owned()] {
+        esp.remove(&file).unwrap();
+        assert_eq!(status(&machine)["slots"][1]["content"], "damaged", "{file}");
+        let written = ask(&machine, &["update", "--stage"], 0);
+        assert!(
+            written.told.contains("is gone: the slot is written anew"),
+            "{file}: {} {}",
+            written.said,
+            written.told
+        );
+        assert_eq!(status(&machine)["slots"][1]["content"], "release", "{file}");
+    }
+    ask(&machine, &["update", "--reboot"], 0);
     assert_eq!(machine.power_on().unwrap().slot, Slot::B);
 }
 

@@ -11,14 +11,11 @@ use std::sync::{Arc, Mutex, PoisonError};
 use fatfs::{Date, DateTime, Dir, DirEntry, FileSystem, FsOptions, Time, TimeProvider};
 use switchback_partitions::device::{BlockDevice, DeviceStream};
 
-use super::sectors::Sectors;
+use super::sectors::{NAME_BYTES, Order, Sectors};
 use super::{EspDir, EspEntry, Space, check_count, check_limit, check_path, parent, unfinished_dir};
 
 /// How much of a file is copied at a time, in bytes.
 const COPY_BYTES: usize = 256 * 1024;
-
-/// One name in a FAT directory, in bytes.
-const DIR_ENTRY_BYTES: usize = 32;
 
 /// The date of every name: FAT's first day, so that the same calls make the same image on any day.
 static FIRST_DAY: FirstDay = FirstDay;
@@ -55,7 +52,7 @@ impl FatEsp {
 
     fn look<T>(&self, work: impl FnOnce(&Fat) -> io::Result<T>) -> io::Result<T> {
         // What unmounting would write without a change is not written.
-        self.look_through(Stream::new(Arc::new(Sectors::new(self.device.clone()))), work)
+        self.look_through(Stream::new(Arc::new(Sectors::new(self.device.clone(), Order::Any))), work)
     }
 
     fn look_through<T>(&self, stream: Stream, work: impl FnOnce(&Fat) -> io::Result<T>) -> io::Result<T> {
@@ -77,36 +74,26 @@ impl FatEsp {
             folder.iter().next().transpose()?;
             seen.get().ok_or_else(|| io::ErrorKind::InvalidData.into())
         })?;
-        let sectors = Arc::new(Sectors::new(self.device.clone()));
+        let sectors = Arc::new(Sectors::new(self.device.clone(), Order::NewFirst));
         let mut stream = Stream::new(sectors.clone());
-        let mut entries = [0; 4 * DIR_ENTRY_BYTES];
+        let mut entries = [0; 4 * NAME_BYTES];
         stream.seek(io::SeekFrom::Start(at))?;
         stream.read_exact(&mut entries)?;
         let Some(entries) = dots_without_long_names(entries, parent(dir).is_empty()) else { return Ok(()) };
         stream.seek(io::SeekFrom::Start(at))?;
         stream.write_all(&entries)?;
-        sectors.commit(true)
+        sectors.commit()
     }
 
-    /// Content may reach the medium in any order: nothing has its final name yet.
-    fn write<T>(&self, work: impl FnOnce(&Fat) -> io::Result<T>) -> io::Result<T> {
-        self.change(false, work)
-    }
-
-    /// Names change one sector after the other, as `fatfs` does it: the new one comes before the old one goes.
-    fn change_names<T>(&self, work: impl FnOnce(&Fat) -> io::Result<T>) -> io::Result<T> {
-        self.change(true, work)
-    }
-
-    fn change<T>(&self, in_order: bool, work: impl FnOnce(&Fat) -> io::Result<T>) -> io::Result<T> {
-        let sectors = Arc::new(Sectors::new(self.device.clone()));
+    fn change<T>(&self, order: Order, work: impl FnOnce(&Fat) -> io::Result<T>) -> io::Result<T> {
+        let sectors = Arc::new(Sectors::new(self.device.clone(), order));
         let result = self.look_through(Stream::new(sectors.clone()), |fat| {
             // Counts the free clusters where the stored count is unknown: fatfs then keeps it right.
             fat.stats()?;
             work(fat)
         });
         // After a failure too: what was done before it (a name removed, a cluster taken) must not be half known.
-        sectors.commit(in_order)?;
+        sectors.commit()?;
         result
     }
 }
@@ -149,8 +136,10 @@ impl EspDir for FatEsp {
 
     fn write_tmp(&self, path: &str, source: &mut dyn Read) -> io::Result<u64> {
         check_path(path)?;
-        self.write(|fat| {
-            let mut file = fat.root_dir().create_file(path)?;
+        // First its name alone: a directory that grows for it must not lead to what lay there before.
+        self.change(Order::NewFirst, |fat| fat.root_dir().create_file(path).map(drop))?;
+        self.change(Order::Any, |fat| {
+            let mut file = fat.root_dir().open_file(path)?;
             file.truncate()?;
             let bytes = copy(source, &mut file, u64::MAX)?;
             file.flush()?;
@@ -161,19 +150,18 @@ impl EspDir for FatEsp {
     fn rename(&self, from: &str, to: &str) -> io::Result<()> {
         check_path(from)?;
         check_path(to)?;
-        self.change_names(|fat| {
-            let root = fat.root_dir();
-            // fatfs refuses to replace; the mounted file system does it.
-            if !same_name(from, to) && root.open_file(to).is_ok() && root.open_file(from).is_ok() {
-                root.remove(to)?;
-            }
-            root.rename(from, &root, to)
-        })
+        // fatfs refuses to replace; the mounted file system does it.
+        let replaces =
+            !same_name(from, to) && self.file_bytes(to)?.is_some() && self.file_bytes(from)?.is_some();
+        if replaces {
+            self.remove(to)?;
+        }
+        self.change(Order::NewFirst, |fat| fat.root_dir().rename(from, &fat.root_dir(), to))
     }
 
     fn remove(&self, path: &str) -> io::Result<()> {
         check_path(path)?;
-        self.change_names(|fat| fat.root_dir().remove(path))
+        self.change(Order::GoneFirst, |fat| fat.root_dir().remove(path))
     }
 
     fn mkdir(&self, dir: &str) -> io::Result<()> {
@@ -185,7 +173,7 @@ impl EspDir for FatEsp {
             let exists = self.list(&above)?.iter().any(|entry| entry.is_dir && same_name(&entry.name, part));
             if !exists {
                 let unfinished = unfinished_dir(self, &above, &path)?;
-                self.change_names(|fat| {
+                self.change(Order::NewFirst, |fat| {
                     fat.root_dir().create_dir(&unfinished)?;
                     Ok(())
                 })?;
@@ -216,11 +204,11 @@ fn open_dir<'a>(fat: &'a Fat, dir: &str) -> io::Result<Dir<'a, Stream>> {
 /// The first four directory entries that fatfs writes (long name, `.`, long name, `..`) as they should be; `None`
 /// when they are not those four, as in a later version of fatfs that does it right.
 fn dots_without_long_names(
-    entries: [u8; 4 * DIR_ENTRY_BYTES],
+    entries: [u8; 4 * NAME_BYTES],
     above_is_root: bool,
-) -> Option<[u8; 4 * DIR_ENTRY_BYTES]> {
+) -> Option<[u8; 4 * NAME_BYTES]> {
     const LONG_NAME: u8 = 0x0f;
-    let entry = |index: usize| &entries[index * DIR_ENTRY_BYTES..(index + 1) * DIR_ENTRY_BYTES];
+    let entry = |index: usize| &entries[index * NAME_BYTES..(index + 1) * NAME_BYTES];
     let as_known = entry(0)[11] == LONG_NAME
         && entry(1).starts_with(b".          ")
         && entry(2)[11] == LONG_NAME
@@ -228,12 +216,12 @@ fn dots_without_long_names(
     if !as_known {
         return None;
     }
-    let mut right = [0; 4 * DIR_ENTRY_BYTES];
-    right[..DIR_ENTRY_BYTES].copy_from_slice(entry(1));
-    right[DIR_ENTRY_BYTES..2 * DIR_ENTRY_BYTES].copy_from_slice(entry(3));
+    let mut right = [0; 4 * NAME_BYTES];
+    right[..NAME_BYTES].copy_from_slice(entry(1));
+    right[NAME_BYTES..2 * NAME_BYTES].copy_from_slice(entry(3));
     if above_is_root {
         // Microsoft FAT specification, 6.5: `..` of a directory in the root has first cluster 0.
-        let dot_dot = &mut right[DIR_ENTRY_BYTES..];
+        let dot_dot = &mut right[NAME_BYTES..];
         dot_dot[20..22].fill(0);
         dot_dot[26..28].fill(0);
     }

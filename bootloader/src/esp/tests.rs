@@ -2,6 +2,9 @@
 
 use std::path::Path;
 use std::process::Command;
+use std::sync::{Arc, Mutex};
+
+use switchback_partitions::device::{BlockDevice, MemDevice};
 
 use super::*;
 use crate::test_disk::{blank_fat, fat_esp, fsck};
@@ -124,6 +127,117 @@ fn fsck_finds_nothing_wrong_after_hundreds_of_calls() {
         }
         if step % 100 == 99 {
             fsck(&image);
+        }
+    }
+}
+
+/// A write: where, and what. None where the caches were emptied.
+type Event = Option<(u64, Vec<u8>)>;
+
+/// What is in a folder: names and contents.
+type Seen = Vec<(String, Vec<u8>)>;
+
+/// A medium, and what reached it: each write, and where the caches were emptied.
+struct Logged {
+    medium: MemDevice,
+    log: Mutex<Vec<Event>>,
+}
+
+impl BlockDevice for Logged {
+    fn read_at(&self, offset: u64, buffer: &mut [u8]) -> io::Result<()> {
+        self.medium.read_at(offset, buffer)
+    }
+    fn write_at(&self, offset: u64, data: &[u8]) -> io::Result<()> {
+        self.log.lock().unwrap().push(Some((offset, data.to_vec())));
+        self.medium.write_at(offset, data)
+    }
+    fn flush(&self) -> io::Result<()> {
+        self.log.lock().unwrap().push(None);
+        Ok(())
+    }
+    fn len(&self) -> u64 {
+        self.medium.len()
+    }
+    fn sector_bytes(&self) -> u32 {
+        self.medium.sector_bytes()
+    }
+    fn zero(&self, offset: u64, len: u64) -> io::Result<()> {
+        self.write_at(offset, &vec![0; len as usize])
+    }
+    fn discard(&self, _: u64, _: u64) -> io::Result<()> {
+        Ok(())
+    }
+    fn drop_caches(&self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+/// A file system whose every free cluster is full of what would be read as names.
+fn fat_with_leavings() -> Vec<u8> {
+    let (_folder, image) = blank_fat(512);
+    let esp = fat_esp(&image, 512);
+    esp.mkdir("loader/entries").unwrap();
+    let room = esp.space().unwrap().free_bytes;
+    esp.write_tmp("leavings", &mut io::Read::take(io::repeat(b'A'), room)).unwrap();
+    esp.remove("leavings").unwrap();
+    std::fs::read(&image).unwrap()
+}
+
+/// What is in the folder, by the file system's own word, after each write that a call leads to: with the caches emptied
+/// after each, these are all the states that a power cut can leave.
+fn states_of(device: &Arc<Logged>, call: impl FnOnce(&FatEsp)) -> Vec<Seen> {
+    let before = device.medium.to_bytes();
+    device.log.lock().unwrap().clear();
+    call(&FatEsp::new(device.clone()));
+    let replayed = Arc::new(MemDevice::from_bytes(before, 512));
+    let esp = FatEsp::new(replayed.clone());
+    let look = || {
+        let names = esp.list("loader/entries").unwrap();
+        let read = |name: &str| esp.read(&format!("loader/entries/{name}"), 100).unwrap_or_default();
+        names.into_iter().map(|entry| (entry.name.clone(), read(&entry.name))).collect()
+    };
+    let mut states = vec![look()];
+    for (offset, data) in device.log.lock().unwrap().iter().flatten() {
+        replayed.write_at(*offset, data).unwrap();
+        states.push(look());
+    }
+    states
+}
+
+#[test]
+fn a_rename_across_two_sectors_never_leaves_neither_name() {
+    let (old, new) = ("switchback-b-2.prepared", "switchback-b-2+3-0.conf");
+    let path = |name: &str| format!("loader/entries/{name}");
+    let leavings = fat_with_leavings();
+    // Each takes the place of two parts of a name; a sector has sixteen: ours lie everywhere across its border.
+    for others in 0..=9 {
+        let medium = MemDevice::from_bytes(leavings.clone(), 512);
+        let device = Arc::new(Logged { medium, log: Mutex::default() });
+        let names: Vec<String> = (0..others).map(|number| format!("other{number}.conf")).collect();
+        let esp = FatEsp::new(device.clone());
+        for name in &names {
+            put(&esp, &path(name), b"other");
+        }
+        for state in states_of(&device, |esp| put(esp, &path(old), b"title x")) {
+            let ours = state.iter().filter(|(name, _)| !names.contains(name)).collect::<Vec<_>>();
+            assert!(ours.is_empty() || ours[..] == [&(old.into(), ours[0].1.clone())], "{others}: {state:?}");
+            assert_eq!(state.len(), others + ours.len(), "{others}: {state:?}");
+        }
+        for state in states_of(&device, |esp| esp.rename(&path(old), &path(new)).unwrap()) {
+            let ours: Vec<&str> =
+                state.iter().filter(|(_, text)| text == b"title x").map(|(name, _)| &name[..]).collect();
+            let wanted = [&[old][..], &[new], &[new, old]];
+            assert!(wanted.contains(&&ours[..]), "{others}: {state:?}");
+            assert_eq!(state.len(), others + ours.len(), "{others}: {state:?}");
+        }
+        let log = device.log.lock().unwrap().clone();
+        let together = log.windows(2).any(|pair| pair.iter().all(Option::is_some));
+        assert!(!together, "{others}: two sectors of a rename were under way at once");
+        for state in states_of(&device, |esp| esp.remove(&path(new)).unwrap()) {
+            let ours = state.iter().find(|(name, _)| name == new);
+            // As long as there is a name, its clusters are its own.
+            assert!(ours.is_none_or(|(_, text)| text == b"title x"), "{others}: {state:?}");
+            assert_eq!(state.len(), others + usize::from(ours.is_some()), "{others}: {state:?}");
         }
     }
 }

@@ -43,6 +43,17 @@ pub enum Kind {
     FolderLost,
 }
 
+impl Kind {
+    /// True for what is left when the writes reached the medium one after the other, and the last ones did not.
+    pub fn is_in_order(&self) -> bool {
+        match self {
+            Kind::None | Kind::All | Kind::Prefix(_) => true,
+            Kind::Subset(set) => set & (set + 1) == 0,
+            _ => false,
+        }
+    }
+}
+
 impl fmt::Display for Kind {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
@@ -129,13 +140,23 @@ impl Cut<'_> {
             kinds.extend(seeds(effort.sectors).map(Kind::Sectors));
         }
         if count <= ALL_SUBSETS_MAX {
-            kinds.extend((1..(1_u64 << count) - 1).map(Kind::Subset));
+            let subsets = (1..(1_u64 << count) - 1).map(Kind::Subset);
+            // What a later write finds there comes first: the others are compared with it.
+            let (first, rest): (Vec<Kind>, Vec<Kind>) = subsets.partition(Kind::is_in_order);
+            kinds.extend(first.into_iter().chain(rest));
             return kinds;
         }
         kinds.extend(spread(1, count, effort.singles).map(Kind::Prefix));
         kinds.extend(spread(0, count, effort.singles).map(Kind::Lost));
         kinds.extend(seeds(effort.samples).map(Kind::Sample));
         kinds
+    }
+
+    /// True when each state is made that is left if the steps reach the medium one after the other, and none is the
+    /// firmware's, whose writes nobody can give an order.
+    pub fn has_all_in_order(&self) -> bool {
+        let ours = |op: &&Op| !matches!(op, Op::Rows(Domain::Firmware, _));
+        self.pending.len() <= ALL_SUBSETS_MAX && self.pending.iter().all(ours)
     }
 
     /// What of the unflushed steps is kept.

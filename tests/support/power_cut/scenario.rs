@@ -29,6 +29,8 @@ pub enum Begin {
     WithoutFirstTable,
     /// The second copy is.
     WithoutSecondTable,
+    /// Others' boot entries stand in front of the ones to come, so that a rename's two names lie in two sectors.
+    Crowded,
     /// An updater of a later version was here: its state file, and a record of a kind that is unknown here.
     AfterNewer,
 }
@@ -154,6 +156,8 @@ pub const SCENARIOS: &[Scenario] = &[
     },
     Scenario { name: "without-first-table", begin: Begin::WithoutFirstTable, ..GOOD },
     Scenario { name: "without-second-table", begin: Begin::WithoutSecondTable, ..GOOD },
+    Scenario { name: "crowded", begin: Begin::Crowded, ..GOOD },
+    Scenario { name: "crowded-unhealthy", begin: Begin::Crowded, ..bad("", Fitness::Unhealthy) },
     Scenario { name: "after-newer-updater", begin: Begin::AfterNewer, story: update_keeps_foreign, ..GOOD },
     Scenario { name: "state-lost", folder_lost: true, ..GOOD },
     Scenario {
@@ -248,6 +252,19 @@ impl Begin {
             Begin::WithoutSecondTable => {
                 fresh.set(last, nothing);
                 fresh
+            }
+            Begin::Crowded => {
+                let world = World::new(site, scratch.path(), fresh, Fitness::Well, None, None, 9_000)?;
+                let esp = world.esp()?;
+                // The folder's own names and our first entry take 5 parts of 32 bytes, each of these 2; a large sector is
+                // filled with names of 14 parts, for many names are slow.
+                let long = (site.sector_bytes - 512) / 32 / 14;
+                for (number, width) in (0..5 + long).map(|number| (number, if number < 5 { 1 } else { 150 }))
+                {
+                    let path = format!("loader/entries/other{number:0width$}.conf");
+                    esp.write_tmp(&path, &mut &b"title other\n"[..])?;
+                }
+                world.recorder.now()
             }
             Begin::AfterNewer => {
                 fresh.put_file("state.json", b"{\"schema\": 2, \"phase\": {\"at\": \"dancing\"}}\n");

@@ -71,7 +71,8 @@ impl Engine<'_> {
     }
 
     pub(super) fn check(&self, to: Option<&str>) -> Result<Answer, Failure> {
-        let seen = self.observe()?;
+        let mut seen = self.observe()?;
+        seen.for_update();
         let (release, _) = self.candidate(to, &seen)?;
         let order = order(&release, to.is_some(), Goal::Trial);
         let event = Event::UpdateOrdered(Box::new(order), Box::new(seen.observation.clone()));
@@ -100,7 +101,8 @@ impl Engine<'_> {
         if reach != Reach::DryRun {
             self.settle()?;
         }
-        let seen = self.observe()?;
+        let mut seen = self.observe()?;
+        let anew = seen.for_update();
         let (release, registry) = self.candidate(to, &seen)?;
         let goal = if reach == Reach::Stage { Goal::Stage } else { Goal::Trial };
         let order = Box::new(order(&release, to.is_some(), goal));
@@ -112,7 +114,10 @@ impl Engine<'_> {
         }
         // Refused here, it leaves every byte as it was, the records too.
         let indexes = match step(&self.state, event.clone(), &self.policy(true)).1 {
-            Action::Install { .. } => self.cleared_for(&release, &*registry)?,
+            Action::Install { .. } => {
+                anew.iter().for_each(|words| self.progress.say(words));
+                self.cleared_for(&release, &*registry)?
+            }
             _ => Vec::new(),
         };
         self.remember_registry(&*registry);

@@ -40,6 +40,15 @@ impl Seen {
         let made = self.releases.iter().flatten().filter_map(|release| release.manifest.created_unix_secs());
         made.max().unwrap_or(0)
     }
+
+    /// As an order to update sees it: a release that has lost its entry or a boot file is not there, and is written anew. Read
+    /// back, it would only be refused, and the order with it. Gives the words for the person, if there is such a release.
+    pub fn for_update(&mut self) -> Option<String> {
+        let other = self.observation.running.other();
+        let Some(Fault::NotWhole(words)) = &self.problems[other.index()] else { return None };
+        let lost = self.observation.slots[other.index()].take()?;
+        Some(format!("Slot {other} holds {}, but {words}: the slot is written anew.", lost.version))
+    }
 }
 
 /// Looks at everything.

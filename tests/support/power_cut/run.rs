@@ -54,7 +54,9 @@ pub fn run(site: &Site, scenario: &Scenario, depth: Depth, broken: Option<Broken
             *count = (*count).min(most);
         }
     }
-    let depth = Depth { effort, ..depth };
+    // The two sectors of a rename are under way at one step alone: a sample may leave none out.
+    let steps = if scenario.begin == Begin::Crowded { usize::MAX } else { depth.steps };
+    let depth = Depth { effort, steps, ..depth };
     let image = scenario.begin.image(site)?;
     let scratch = site.scratch()?;
     let world = World::new(site, scratch.path(), image.clone(), scenario.fitness, broken, None, 0)?;

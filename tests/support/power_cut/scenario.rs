@@ -256,10 +256,10 @@ impl Begin {
             Begin::Crowded => {
                 let world = World::new(site, scratch.path(), fresh, Fitness::Well, None, None, 9_000)?;
                 let esp = world.esp()?;
-                // The folder's own names and our first entry take 5 parts of 32 bytes, each of these 2; a large sector is
-                // filled with names of 14 parts, for many names are slow.
+                // Names of 2 parts of 32 bytes each, so many that ours then lie across a sector's border (the mutants show it);
+                // a large sector is filled with names of 14 parts, for many names are slow.
                 let long = (site.sector_bytes - 512) / 32 / 14;
-                for (number, width) in (0..5 + long).map(|number| (number, if number < 5 { 1 } else { 150 }))
+                for (number, width) in (0..4 + long).map(|number| (number, if number < 4 { 1 } else { 150 }))
                 {
                     let path = format!("loader/entries/other{number:0width$}.conf");
                     esp.write_tmp(&path, &mut &b"title other\n"[..])?;

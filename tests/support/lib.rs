@@ -10,6 +10,7 @@ pub mod page;
 pub mod power_cut;
 pub mod reader;
 pub mod scene;
+pub mod services;
 pub mod signers;
 pub mod slow_line;
 pub mod small_release;

@@ -3,12 +3,15 @@
 //! Not here: disk formats (`switchback-partitions`), boot records (`switchback-bootloader`). Rule: one flow for every
 //! update; what differs is an action or a backend, never a parallel copy.
 
+pub mod byte_size;
 pub mod cli;
 pub mod config;
+pub mod container;
 pub mod digest;
 pub mod doctor;
 pub mod engine;
 pub mod facts;
+pub mod file;
 #[cfg(test)]
 mod golden;
 pub mod health;
@@ -23,4 +26,5 @@ pub mod progress;
 pub mod publish;
 pub mod reason;
 pub mod registry;
+pub mod services;
 pub mod trust;

@@ -216,6 +216,14 @@ reasons! {
     Ambiguous "ambiguous" 80
         "What was named means more than one release."
         "Name one of the digests that the message lists."
+
+    // 90–99: services.
+    ServiceUnknown "service-unknown" 90
+        "No service of this name is declared."
+        "Name one of those that the message lists, or declare it under [service.NAME] in the configuration."
+    ServiceFailed "service-failed" 91
+        "A service could not be started, ended or led to."
+        "Look at the message: it names the program that refused; `switchback status NAME` tells what serves."
 }
 
 /// A name of another version is no error: a machine that returned to an older updater must still understand that its

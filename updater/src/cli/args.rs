@@ -9,8 +9,10 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 use switchback_partitions::slot::Slot;
 
 use super::help;
+use crate::byte_size::ByteSize;
+use crate::config::service::Name;
 #[cfg(feature = "author")]
-use crate::publish::container::Platform;
+use crate::container::Platform;
 use crate::registry::reference::Reference;
 
 /// Atomic A/B upgrades with a way back.
@@ -64,14 +66,18 @@ pub enum ProgressStyle {
 pub enum Verb {
     /// What runs, what the other slot holds, what happens next and what blocks it
     #[command(after_help = help::STATUS)]
-    Status,
+    Status {
+        /// Only this service, as it is declared under [service.NAME]
+        #[arg(value_name = "SERVICE")]
+        service: Option<Name>,
+    },
     /// Ask the source whether there is a release to move to; changes nothing
     #[command(after_help = help::CHECK)]
     Check(SourceArgs),
-    /// Write a release to the slot that does not run, prove it and arm it
+    /// Write a release to the slot that does not run, prove it and arm it; or move a service to its image
     #[command(after_help = help::UPDATE)]
     Update(UpdateArgs),
-    /// Go back to the release in the other slot (a trial like any other; nothing is fetched)
+    /// Go back to what is in the other slot, of the OS or of a service (a trial like any other; nothing is fetched)
     #[command(after_help = help::ROLLBACK)]
     Rollback(RollbackArgs),
     /// What happened: updates, confirmations, returns and their reasons; newest last
@@ -121,6 +127,9 @@ pub enum Verb {
         #[arg(long, conflicts_with = "no_reboot")]
         deadline_passed: bool,
     },
+    /// Run the declared services and start again what ends (started by the system, not by people)
+    #[command(after_help = help::DAEMON)]
+    Daemon,
     /// Look at everything that an update relies on and say what is missing; changes nothing
     #[command(after_help = help::DOCTOR)]
     Doctor(DoctorArgs),
@@ -175,6 +184,9 @@ pub struct SourceArgs {
 /// Options of `update`.
 #[derive(Debug, Args)]
 pub struct UpdateArgs {
+    /// A service, as it is declared under [service.NAME]; absent: the operating system
+    #[arg(value_name = "SERVICE", conflicts_with_all = ["dry_run", "stage", "reboot"])]
+    pub service: Option<Name>,
     /// Where to look.
     #[command(flatten)]
     pub source: SourceArgs,
@@ -192,6 +204,9 @@ pub struct UpdateArgs {
 /// Options of `rollback`.
 #[derive(Debug, Args)]
 pub struct RollbackArgs {
+    /// A service, as it is declared under [service.NAME]; absent: the operating system
+    #[arg(value_name = "SERVICE", conflicts_with_all = ["dry_run", "below_floor", "reboot"])]
+    pub service: Option<Name>,
     /// Say what would happen; change nothing
     #[arg(long)]
     pub dry_run: bool,
@@ -454,28 +469,6 @@ pub(crate) fn release_name(text: &str) -> Result<String, String> {
     checked.map(|()| text.to_string())
 }
 
-/// A size typed by a person: a number with an optional K, M, G or T (powers of 1024).
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct ByteSize(pub u64);
-
-impl std::str::FromStr for ByteSize {
-    type Err = String;
-    fn from_str(text: &str) -> Result<Self, Self::Err> {
-        let wrong =
-            || format!("`{text}` is no size: a number of bytes, or one with K, M, G or T, such as 512M");
-        let trimmed = text.trim().trim_end_matches("iB").trim_end_matches('B');
-        let (digits, shift) = match trimmed.chars().last().map(|c| c.to_ascii_uppercase()) {
-            Some('K') => (&trimmed[..trimmed.len() - 1], 10),
-            Some('M') => (&trimmed[..trimmed.len() - 1], 20),
-            Some('G') => (&trimmed[..trimmed.len() - 1], 30),
-            Some('T') => (&trimmed[..trimmed.len() - 1], 40),
-            _ => (trimmed, 0),
-        };
-        let number: u64 = digits.parse().map_err(|_| wrong())?;
-        number.checked_mul(1 << shift).map(ByteSize).ok_or_else(wrong)
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -484,17 +477,5 @@ mod tests {
     #[test]
     fn the_grammar_is_sound() {
         Cli::command().debug_assert();
-    }
-
-    #[test]
-    fn sizes_are_read_as_people_write_them() {
-        for (text, bytes) in
-            [("0", 0), ("512", 512), ("4K", 4096), ("2G", 2 << 30), ("512MiB", 512 << 20), ("1T", 1 << 40)]
-        {
-            assert_eq!(text.parse(), Ok(ByteSize(bytes)), "{text}");
-        }
-        for text in ["", "G", "-1", "1.5G", "99999999999T"] {
-            assert!(text.parse::<ByteSize>().is_err(), "{text}");
-        }
     }
 }

@@ -8,11 +8,12 @@ use std::path::Path;
 use super::args::BuildArgs;
 use super::image::{access, refused};
 use super::progress::Display;
+use crate::container::{ContainerError, ContainerRequest};
 use crate::engine::Failure;
 use crate::engine::source::{open, resolve};
 use crate::install::registry_reason;
 use crate::publish::build::{BootSource, InitrdSource, work_folder};
-use crate::publish::container::{Container, ContainerError, ContainerRequest, unpack};
+use crate::publish::container::{Container, unpack};
 use crate::publish::initramfs::InitramfsRequest;
 use crate::reason::{Reason, Why};
 use crate::registry::layout_dir::LayoutDir;
@@ -41,8 +42,12 @@ pub(super) async fn fetch(
         Some(digest) => digest,
         None => resolve(&*registry, reference).await?,
     };
-    let request =
-        ContainerRequest { digest, platform: args.platform.clone(), bytes_max: args.container_limit.0 };
+    let request = ContainerRequest {
+        digest,
+        platform: args.platform.clone(),
+        bytes_max: args.container_limit.0,
+        knob: "--container-limit",
+    };
     let work = work_folder(output).map_err(|e| Failure::before(Reason::WriteFailed, e))?;
     let image = unpack(&*registry, &request, work.path(), progress).await.map_err(failed)?;
     Ok(Unpacked { image, _work: work })
@@ -64,13 +69,7 @@ fn alone(reference: &Reference) -> Result<Option<crate::digest::Digest>, Failure
 }
 
 fn failed(error: ContainerError) -> Failure {
-    let reason = match &error {
-        ContainerError::Registry(error) => registry_reason(error),
-        ContainerError::Interrupted => Reason::Interrupted,
-        ContainerError::File(_) => Reason::WriteFailed,
-        _ => Reason::NotSupported,
-    };
-    Failure::before(reason, error)
+    Failure::before(error.reason(), error)
 }
 
 /// How the release boots: by what is typed, else by the kernel in the image.

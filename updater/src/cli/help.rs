@@ -15,8 +15,9 @@ pub(super) const STATUS: &str = "\
 Changes nothing.
 Next: `switchback check` asks for a newer release; `switchback history` tells what happened.
 
-Example:
-  switchback status --json";
+Examples:
+  switchback status --json
+  switchback status dns";
 
 pub(super) const CHECK: &str = "\
 Changes nothing.
@@ -27,18 +28,21 @@ Examples:
   switchback check --to 1.2";
 
 pub(super) const UPDATE: &str = "\
-Changes: the slot that does not run, and its boot entry.
-Leaves alone: the running slot, its boot files and its entry are never written.
-Next: reboot. A bad release comes back by itself: after the reboot `switchback boot-check` confirms or returns. Ctrl-C \
+Changes: the slot that does not run, and its boot entry; of a service, the slot that does not serve, and which one does.
+Leaves alone: the running slot, its boot files and its entry are never written; a service that is updated does not stop \
+answering, and no other one notices.
+Next: reboot, but not for a service: its new slot is started beside the old one, probed, led to, watched, and left again \
+when it is not well. A bad release comes back by itself: after the reboot `switchback boot-check` confirms or returns. Ctrl-C \
 leaves everything resumable: run the same command again.
 
 Examples:
   switchback update --dry-run
   switchback update --reboot
-  switchback update --to 1.2";
+  switchback update --to 1.2
+  switchback update dns";
 
 pub(super) const ROLLBACK: &str = "\
-Changes: the boot entry of the other slot. Before the reboot of an update it takes the armed slot back; in a trial that \
+Changes: the boot entry of the other slot; of a service, which slot serves. Before the reboot of an update it takes the armed slot back; in a trial that \
 is not judged yet it ends the trial.
 Leaves alone: what lies in both slots; nothing is fetched.
 Next: reboot. The release that is left is held: unattended updates do not move to it again until `switchback update --to` \
@@ -46,7 +50,17 @@ names it or a newer release appears.
 
 Examples:
   switchback rollback --dry-run
-  switchback rollback --reboot";
+  switchback rollback --reboot
+  switchback rollback dns";
+
+pub(super) const DAEMON: &str = "\
+Changes: which services run, and where their clients are led: to what the last order said. What ends is started again, \
+after a pause that doubles each time.
+Leaves alone: the OS, its slots and its boot record; images and records of services.
+Next: `switchback status` tells what serves. Ended, it leaves the services running; started again, it finds them.
+
+Example:
+  switchback daemon";
 
 pub(super) const HISTORY: &str = "\
 Changes nothing.

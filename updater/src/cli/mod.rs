@@ -15,13 +15,14 @@ mod manual;
 mod progress;
 mod provision;
 mod render;
+mod service;
 
 use std::io::IsTerminal as _;
 use std::process::ExitCode;
 
 use clap::Parser as _;
 
-use self::args::{Cli, QuarantineVerb, Verb};
+use self::args::{Cli, QuarantineVerb, RollbackArgs, UpdateArgs, Verb};
 use self::progress::Display;
 use crate::config::Config;
 use crate::engine::answers::{Answer, BootVerdict, Reach, Request};
@@ -97,7 +98,15 @@ fn finish(cli: &Cli, result: Result<Output, Failure>) -> ExitCode {
 fn run(cli: &Cli) -> Result<Output, Failure> {
     let progress = Display::new(cli.progress, cli.json).map_err(|e| Failure::before(Reason::Internal, e))?;
     let request = match &cli.verb {
-        Verb::Status => Request::Status,
+        Verb::Status { service: Some(name) } => return service::status(&configured(cli)?, name),
+        Verb::Update(UpdateArgs { service: Some(name), source, .. }) => {
+            return service::update(&configured(cli)?, name, source.to.as_deref(), &progress);
+        }
+        Verb::Rollback(RollbackArgs { service: Some(name), .. }) => {
+            return service::rollback(&configured(cli)?, name, &progress);
+        }
+        Verb::Daemon => return service::supervise(&configured(cli)?, &progress),
+        Verb::Status { service: None } => Request::Status,
         Verb::Check(source) => Request::Check { to: source.to.clone() },
         Verb::Update(update) => Request::Update {
             to: update.source.to.clone(),
@@ -129,11 +138,7 @@ fn run(cli: &Cli) -> Result<Output, Failure> {
             return Err(Failure::refused(Why::new(Reason::NotSupported, detail)));
         }
     };
-    let config = match &cli.config {
-        Some(path) => Config::load(path),
-        None => Config::load_default(),
-    };
-    let config = config.map_err(|e| Failure::before(Reason::ConfigInvalid, e))?;
+    let config = configured(cli)?;
     let machine = crate::host::open(&config).map_err(|e| Failure::before(host_reason(&e), e))?;
     if let Verb::BootCheck { deadline_passed: true, .. } = &cli.verb {
         // Before anything else is opened: the machine is about to be restarted for not getting this far.
@@ -158,6 +163,14 @@ fn run(cli: &Cli) -> Result<Output, Failure> {
     let mut engine = Engine::open(&*machine, &config, &progress, !looks_only)?;
     let answer = engine.handle(request)?;
     Ok(output(&answer))
+}
+
+fn configured(cli: &Cli) -> Result<Config, Failure> {
+    let config = match &cli.config {
+        Some(path) => Config::load(path),
+        None => Config::load_default(),
+    };
+    config.map_err(|e| Failure::before(Reason::ConfigInvalid, e))
 }
 
 fn reach(dry_run: bool, stage: bool, reboot: bool) -> Reach {

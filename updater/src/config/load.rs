@@ -26,6 +26,10 @@ const PATHS: &[&[&str]] = &[
     &["machine", "root"],
     &["machine", "running"],
     &["machine", "watchdog"],
+    &["machine", "data_dir"],
+    &["machine", "run_dir"],
+    &["machine", "runtime"],
+    &["service", "*", "trust", "keys", "*"],
     &["boot", "custom", "command"],
     &["health", "check", "*", "cwd"],
 ];
@@ -274,11 +278,18 @@ fn absolutise(table: &mut Table, key: &[&str], folder: &Path) {
 
 /// `oci:FOLDER` is a path as well.
 fn absolutise_image(table: &mut Table, folder: &Path) {
-    let image = table.get_mut("source").and_then(|source| source.get_mut("image"));
-    if let Some(Value::String(image)) = image
-        && let Some(path) = image.strip_prefix("oci:")
-    {
-        *image = format!("oci:{}", folder.join(path).display());
+    let services =
+        table.get("service").and_then(Value::as_table).map(|all| all.keys().cloned().collect::<Vec<_>>());
+    let services = services.unwrap_or_default().into_iter().map(|name| vec!["service".to_owned(), name]);
+    for place in services.chain([vec!["source".to_owned()]]) {
+        let mut places = place.iter();
+        let first = places.next().and_then(|name| table.get_mut(name));
+        let image = places.fold(first, |at, name| at?.get_mut(name)).and_then(|at| at.get_mut("image"));
+        if let Some(Value::String(image)) = image
+            && let Some(path) = image.strip_prefix("oci:")
+        {
+            *image = format!("oci:{}", folder.join(path).display());
+        }
     }
 }
 

@@ -5,7 +5,9 @@
 
 mod check;
 mod load;
+pub mod service;
 
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -13,6 +15,7 @@ use serde::{Deserialize, Deserializer, Serialize};
 
 pub use check::{Check, Expect, Probe};
 pub use load::{CONFIG_BYTES_MAX, ConfigError, checks_in};
+use service::{Name, Service};
 
 use crate::lifecycle;
 
@@ -33,6 +36,8 @@ pub struct Config {
     pub boot: Boot,
     /// What makes a machine well.
     pub health: Health,
+    /// `[service.NAME]`: what runs beside the OS.
+    pub service: BTreeMap<Name, Service>,
 }
 
 /// `[source]`: where releases come from.
@@ -63,6 +68,8 @@ pub struct Trust {
 pub struct Policies {
     /// For operating system images. `None`: the keys in `ROOT/usr/lib/switchback/trust/*.pub`, threshold 1.
     pub os: Option<TrustPolicy>,
+    /// For images of services. `None`: each service names its own, or is refused.
+    pub service: Option<TrustPolicy>,
 }
 
 /// Keys and how many of them must have signed.
@@ -115,6 +122,12 @@ pub struct Machine {
     pub reboot: Vec<String>,
     /// The watchdog device whose holder ends a hang.
     pub watchdog: PathBuf,
+    /// Folder for images, volumes and logs of services; shared by both OS slots.
+    pub data_dir: PathBuf,
+    /// Folder for what is gone with a restart: what the OCI runtime knows of its containers.
+    pub run_dir: PathBuf,
+    /// The OCI runtime; absent: the first of crun, runc and youki that is installed.
+    pub runtime: Option<PathBuf>,
 }
 
 /// Which bootloader is spoken to.
@@ -192,6 +205,9 @@ impl Default for Machine {
             running: None,
             reboot: Vec::new(),
             watchdog: "/dev/watchdog".into(),
+            data_dir: "/var/lib/switchback-data".into(),
+            run_dir: "/run/switchback".into(),
+            runtime: None,
         }
     }
 }

@@ -65,7 +65,12 @@ pub(crate) fn keys_in(folder: &Path) -> Result<Vec<PathBuf>, Failure> {
 pub fn reference(config: &Config, to: Option<&str>) -> Result<Reference, Failure> {
     let invalid = |detail: String| Failure::refused(Why::new(Reason::ConfigInvalid, detail));
     let configured = config.source.image.as_deref().map(str::parse::<Reference>).transpose();
-    let configured = configured.map_err(|e| invalid(e.to_string()))?;
+    named(configured.map_err(|e| invalid(e.to_string()))?, to)
+}
+
+/// The configured reference, another version of it, or another reference.
+pub fn named(configured: Option<Reference>, to: Option<&str>) -> Result<Reference, Failure> {
+    let invalid = |detail: String| Failure::refused(Why::new(Reason::ConfigInvalid, detail));
     match (to, configured) {
         (None, Some(configured)) => Ok(configured),
         (None, None) => {

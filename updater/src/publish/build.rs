@@ -12,13 +12,13 @@ use switchback_bootloader::record::BootFileKind;
 use switchback_partitions::verity::{self, VerityError, VerityParams};
 use uuid::Uuid;
 
-use super::file::{self, FileError};
 use super::initramfs::{self, InitramfsError, InitramfsRequest};
 use super::layer::{self, LayerError, LayerOptions};
 use super::modules::Selection;
 use super::rootfs::{self, BLOCK_BYTES, RootfsError};
 use super::uki::{self, ROOTHASH_WORD, UkiError};
 use crate::digest::Digest;
+use crate::file::{self, FileError};
 use crate::image::config::{ConfigError, Kind, OsConfig, Requirements, SCHEMA, SlotContent, VerityInfo};
 use crate::image::manifest::{
     self, BOOT_FILE_BYTES_MAX, BootLayer, CONFIG_MEDIA_TYPE, CREATED_ANNOTATION, MANIFEST_MEDIA_TYPE,

@@ -5,7 +5,7 @@
 use std::process::Command;
 
 use super::*;
-use crate::publish::file::tests::chain;
+use crate::file::tests::chain;
 use crate::publish::initramfs::tests::static_program;
 use crate::publish::modules::tests::small_kernel;
 use crate::publish::uki::tests::uki;

@@ -7,8 +7,8 @@ use std::path::{Path, PathBuf};
 
 use goblin::elf::Elf;
 
-use super::file::{self, FileError};
 use super::modules::{self, Module, ModulesError, Selection};
+use crate::file::{self, FileError};
 
 /// The list of modules inside the initramfs: one absolute path a line, in loading order, with the module's parameters
 /// behind it. A line that starts with `-` names a module whose refusal by the kernel is passed over.

@@ -5,7 +5,6 @@
 pub mod build;
 pub mod chunker;
 pub mod container;
-pub mod file;
 pub mod initramfs;
 pub mod inspect;
 pub mod layer;

@@ -7,7 +7,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 
-use super::file::{self, FileError};
+use crate::file::{self, FileError};
 
 /// What a root behind dm-verity on common hardware and every QEMU machine needs before the root is mounted, in loading
 /// order; built in or absent ones are passed over. `false`: the kernel may refuse it (no such hardware, no UEFI).

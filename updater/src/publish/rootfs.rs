@@ -13,7 +13,7 @@ use std::process::{Command, Stdio};
 use sha2::{Digest as _, Sha256};
 use uuid::Uuid;
 
-use super::file::{self, FileError};
+use crate::file::{self, FileError};
 
 use crate::install::contract::ContractFile;
 pub use crate::install::contract::{CONTRACT, CONTRACT_PATH};

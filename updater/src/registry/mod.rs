@@ -69,8 +69,7 @@ pub trait Registry: Send + Sync {
         true
     }
 
-    /// The file that holds this blob, where blobs are files: an upload need not copy it first.
-    #[cfg(feature = "author")]
+    /// The file that holds this blob, where blobs are files: neither an upload nor an unpacking need copy it first.
     fn blob_file(&self, _digest: &Digest) -> Option<PathBuf> {
         None
     }

@@ -8,7 +8,10 @@ use tar::EntryType;
 
 use super::tests::*;
 use super::*;
-use crate::publish::file::tests::chain;
+use crate::container::layer::{self, Budget, Contents};
+use crate::container::tree::Tree;
+use crate::file::tests::chain;
+use crate::registry::RegistryError;
 
 #[test]
 fn no_entry_leads_out_of_the_image() {
@@ -257,7 +260,7 @@ proptest::proptest! {
         }
         fs::write(at("layer"), &bytes).unwrap();
         let mut contents = Contents { folder: at("contents"), count: 0 };
-        let (mut tree, mut budget) = (Tree::new(), Budget { limit: 1 << 20, left: 1 << 20 });
+        let (mut tree, mut budget) = (Tree::new(), Budget { limit: 1 << 20, left: 1 << 20, knob: KNOB });
         let applied = layer::apply(
             (&at("layer"), layer::Packing::Plain),
             &Digest::of(&bytes),
@@ -266,7 +269,7 @@ proptest::proptest! {
             &crate::progress::Silent,
         );
         if applied.is_ok() {
-            let _ = write::write(&tree, &contents, &at("root"));
+            let _ = crate::container::write::write(&tree, &contents, &at("root"));
         }
         proptest::prop_assert_eq!(fs::read_dir(at("outside")).unwrap().count(), 0);
         proptest::prop_assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 4);

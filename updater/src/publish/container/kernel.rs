@@ -5,7 +5,7 @@
 
 use std::collections::BTreeMap;
 
-use super::tree::{Found, Kind, Tree};
+use crate::container::tree::{Found, Kind, Tree};
 
 const MODULE_FOLDERS: [&[u8]; 2] = [b"usr/lib/modules", b"lib/modules"];
 const BOOT: &[u8] = b"boot";

@@ -12,57 +12,58 @@ use serde_json::{Value, json};
 use tar::EntryType;
 
 use super::*;
-use crate::progress::Silent;
+use crate::file::tests::chain;
+use crate::progress::{Phase, Silent};
 use crate::publish::build::{BootSource, BuildRequest, Built, InitrdSource, RootSource, build};
-use crate::publish::file::tests::chain;
 use crate::publish::initramfs::InitramfsRequest;
 use crate::publish::initramfs::tests::static_program;
 use crate::registry::MANIFEST_MEDIA_TYPE;
 use crate::registry::layout_dir::LayoutDir;
 
-pub(super) const OCI_LAYER: &str = "application/vnd.oci.image.layer.v1.tar";
-pub(super) const OCI_CONFIG: &str = "application/vnd.oci.image.config.v1+json";
-pub(super) const LIMIT: u64 = 32 << 20;
+pub(crate) const OCI_LAYER: &str = "application/vnd.oci.image.layer.v1.tar";
+pub(crate) const OCI_CONFIG: &str = "application/vnd.oci.image.config.v1+json";
+pub(crate) const LIMIT: u64 = 32 << 20;
+pub(crate) const KNOB: &str = "--container-limit";
 
 /// One entry of a layer.
 #[derive(Clone)]
-pub(super) struct Item {
-    pub(super) kind: EntryType,
-    pub(super) path: Vec<u8>,
-    pub(super) target: Vec<u8>,
-    pub(super) bytes: Vec<u8>,
-    pub(super) mode: u32,
-    pub(super) owner: (u64, u64),
-    pub(super) device: (u32, u32),
-    pub(super) pax: Vec<(String, Vec<u8>)>,
+pub(crate) struct Item {
+    pub(crate) kind: EntryType,
+    pub(crate) path: Vec<u8>,
+    pub(crate) target: Vec<u8>,
+    pub(crate) bytes: Vec<u8>,
+    pub(crate) mode: u32,
+    pub(crate) owner: (u64, u64),
+    pub(crate) device: (u32, u32),
+    pub(crate) pax: Vec<(String, Vec<u8>)>,
 }
 
-pub(super) fn item(kind: EntryType, path: impl AsRef<[u8]>) -> Item {
+pub(crate) fn item(kind: EntryType, path: impl AsRef<[u8]>) -> Item {
     let path = path.as_ref().to_vec();
     let (target, bytes, pax) = (Vec::new(), Vec::new(), Vec::new());
     Item { kind, path, target, bytes, mode: 0o644, owner: (0, 0), device: (0, 0), pax }
 }
 
-pub(super) fn file(path: impl AsRef<[u8]>, bytes: impl AsRef<[u8]>) -> Item {
+pub(crate) fn file(path: impl AsRef<[u8]>, bytes: impl AsRef<[u8]>) -> Item {
     Item { bytes: bytes.as_ref().to_vec(), ..item(EntryType::Regular, path) }
 }
 
-pub(super) fn folder(path: impl AsRef<[u8]>, mode: u32) -> Item {
+pub(crate) fn folder(path: impl AsRef<[u8]>, mode: u32) -> Item {
     Item { mode, ..item(EntryType::Directory, path) }
 }
 
-pub(super) fn link(kind: EntryType, path: impl AsRef<[u8]>, target: impl AsRef<[u8]>) -> Item {
+pub(crate) fn link(kind: EntryType, path: impl AsRef<[u8]>, target: impl AsRef<[u8]>) -> Item {
     Item { target: target.as_ref().to_vec(), ..item(kind, path) }
 }
 
 /// A pax record counts its own length.
-pub(super) fn record(key: &str, value: &[u8]) -> Vec<u8> {
+pub(crate) fn record(key: &str, value: &[u8]) -> Vec<u8> {
     let rest = key.len() + value.len() + 3;
     let length = (1..).map(|digits| rest + digits).find(|n| n.to_string().len() + rest == *n).unwrap();
     [length.to_string().as_bytes(), b" ", key.as_bytes(), b"=", value, b"\n"].concat()
 }
 
-pub(super) fn append(out: &mut Vec<u8>, item: &Item) {
+pub(crate) fn append(out: &mut Vec<u8>, item: &Item) {
     let mut header = tar::Header::new_ustar();
     header.set_entry_type(item.kind);
     header.set_size(item.bytes.len() as u64);
@@ -86,37 +87,37 @@ pub(super) fn append(out: &mut Vec<u8>, item: &Item) {
     out.resize(out.len().next_multiple_of(512), 0);
 }
 
-pub(super) fn archive(items: &[Item]) -> Vec<u8> {
+pub(crate) fn archive(items: &[Item]) -> Vec<u8> {
     let mut out = Vec::new();
     items.iter().for_each(|item| append(&mut out, item));
     out.resize(out.len() + 1024, 0);
     out
 }
 
-pub(super) fn gzip(bytes: &[u8]) -> Vec<u8> {
+pub(crate) fn gzip(bytes: &[u8]) -> Vec<u8> {
     let mut encoder = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
     encoder.write_all(bytes).unwrap();
     encoder.finish().unwrap()
 }
 
 /// An image in a layout folder, and a place to unpack it in.
-pub(super) struct Stage {
-    pub(super) dir: tempfile::TempDir,
-    pub(super) layout: LayoutDir,
-    pub(super) runtime: tokio::runtime::Runtime,
+pub(crate) struct Stage {
+    pub(crate) dir: tempfile::TempDir,
+    pub(crate) layout: LayoutDir,
+    pub(crate) runtime: tokio::runtime::Runtime,
 }
 
 /// A blob, its media type and the digest of what is in it.
-pub(super) type Layer = (Vec<u8>, String, Digest);
+pub(crate) type Layer = (Vec<u8>, String, Digest);
 
-pub(super) fn plain(items: &[Item]) -> Layer {
+pub(crate) fn plain(items: &[Item]) -> Layer {
     let bytes = archive(items);
     let digest = Digest::of(&bytes);
     (bytes, OCI_LAYER.into(), digest)
 }
 
 impl Stage {
-    pub(super) fn new() -> Stage {
+    pub(crate) fn new() -> Stage {
         let dir = tempfile::tempdir().unwrap();
         std::fs::create_dir(dir.path().join("outside")).unwrap();
         std::fs::write(dir.path().join("outside/file"), "as it was").unwrap();
@@ -126,22 +127,22 @@ impl Stage {
         Stage { dir, layout, runtime }
     }
 
-    pub(super) fn push(&self, media_type: &str, bytes: &[u8]) -> Value {
+    pub(crate) fn push(&self, media_type: &str, bytes: &[u8]) -> Value {
         let blob = self.runtime.block_on(self.layout.push_blob(media_type, bytes)).unwrap();
         json!({ "mediaType": blob.media_type, "digest": blob.digest, "size": blob.size })
     }
 
-    pub(super) fn manifest(&self, tag: &str, value: &Value) -> Digest {
+    pub(crate) fn manifest(&self, tag: &str, value: &Value) -> Digest {
         let bytes = value.to_string();
         let pushed = self.layout.push_manifest(Some(tag), MANIFEST_MEDIA_TYPE, bytes.as_bytes());
         self.runtime.block_on(pushed).unwrap()
     }
 
-    pub(super) fn image(&self, layers: &[Layer]) -> Digest {
+    pub(crate) fn image(&self, layers: &[Layer]) -> Digest {
         self.image_for("amd64", OCI_CONFIG, layers)
     }
 
-    pub(super) fn image_for(&self, architecture: &str, config_type: &str, layers: &[Layer]) -> Digest {
+    pub(crate) fn image_for(&self, architecture: &str, config_type: &str, layers: &[Layer]) -> Digest {
         let diff_ids: Vec<_> = layers.iter().map(|(_, _, diff_id)| diff_id).collect();
         let config = json!({
             "architecture": architecture, "os": "linux",
@@ -154,11 +155,11 @@ impl Stage {
         self.manifest(&format!("image-{architecture}"), &manifest)
     }
 
-    pub(super) fn unpack(&self, digest: Digest) -> Result<Container, ContainerError> {
+    pub(crate) fn unpack(&self, digest: Digest) -> Result<Container, ContainerError> {
         self.unpack_for("linux/amd64", digest, LIMIT)
     }
 
-    pub(super) fn unpack_for(
+    pub(crate) fn unpack_for(
         &self,
         platform: &str,
         digest: Digest,
@@ -167,29 +168,29 @@ impl Stage {
         let work = self.dir.path().join("work");
         let _ = std::fs::remove_dir_all(&work);
         std::fs::create_dir(&work).unwrap();
-        let request = ContainerRequest { digest, platform: platform.parse().unwrap(), bytes_max };
+        let request = ContainerRequest { digest, platform: platform.parse().unwrap(), bytes_max, knob: KNOB };
         self.runtime.block_on(unpack(&self.layout, &request, &work, &Silent))
     }
 
-    pub(super) fn unpacked(&self, layers: &[Layer]) -> Container {
+    pub(crate) fn unpacked(&self, layers: &[Layer]) -> Container {
         let digest = self.image(layers);
         self.unpack(digest).unwrap_or_else(|error| panic!("{}", chain(&error)))
     }
 
-    pub(super) fn refusal(&self, layers: &[Layer]) -> String {
+    pub(crate) fn refusal(&self, layers: &[Layer]) -> String {
         let digest = self.image(layers);
         chain(&self.unpack(digest).unwrap_err())
     }
 
     /// Nothing was made or changed beside the working folder.
-    pub(super) fn outside_is_as_it_was(&self) -> bool {
+    pub(crate) fn outside_is_as_it_was(&self) -> bool {
         let names = std::fs::read_dir(self.dir.path().join("outside")).unwrap().count();
         names == 1 && std::fs::read(self.dir.path().join("outside/file")).unwrap() == b"as it was"
     }
 }
 
 /// Every path below a folder, with what it is.
-pub(super) fn listing(root: &Path) -> Vec<String> {
+pub(crate) fn listing(root: &Path) -> Vec<String> {
     let mut lines = Vec::new();
     for entry in walkdir::WalkDir::new(root).sort_by_file_name().min_depth(1) {
         let entry = entry.unwrap();
@@ -567,7 +568,8 @@ fn a_wish_to_stop_is_heard_in_the_middle_of_a_layer() {
     let bytes = layer.0.len() as u64;
     let digest = stage.image(&[layer]);
     let work = stage.dir.path().join("work");
-    let request = ContainerRequest { digest, platform: "linux/amd64".parse().unwrap(), bytes_max: LIMIT };
+    let request =
+        ContainerRequest { digest, platform: "linux/amd64".parse().unwrap(), bytes_max: LIMIT, knob: KNOB };
     // After the fetch, in the middle of the second reading.
     for (after, heard) in [(bytes + bytes / 2, true), (3 * bytes, false)] {
         let progress = Impatient { after, done: 0.into() };

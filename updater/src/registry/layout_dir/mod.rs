@@ -177,7 +177,6 @@ impl Registry for LayoutDir {
         Ok(self.blob_path(digest).is_file())
     }
 
-    #[cfg(feature = "author")]
     fn blob_file(&self, digest: &Digest) -> Option<PathBuf> {
         Some(self.blob_path(digest))
     }

@@ -4,7 +4,8 @@
 //! is parsed before its digest is right.
 
 use std::collections::HashMap;
-use std::io::Write as _;
+use std::fs::{File, OpenOptions};
+use std::io::{Read as _, Write as _};
 use std::path::{Path, PathBuf};
 
 use futures_util::StreamExt as _;
@@ -13,11 +14,11 @@ use serde::Deserialize;
 use serde::de::DeserializeOwned;
 use sha2::{Digest as _, Sha256};
 
-use super::ContainerError;
 use super::layer::Packing;
+use super::{ContainerError, ContainerRequest};
 use crate::digest::Digest;
+use crate::file::FileError;
 use crate::progress::Progress;
-use crate::publish::file::FileError;
 use crate::registry::{Descriptor, MANIFEST_BYTES_MAX, Registry, RegistryError, describe};
 
 /// The largest config of a container image, in bytes; its history is the longest part.
@@ -34,6 +35,19 @@ pub struct Platform {
     pub architecture: String,
     /// Its variant, when one was given.
     pub variant: Option<String>,
+}
+
+impl Platform {
+    /// This machine's, by Go's names.
+    pub fn host() -> Platform {
+        let architecture = match std::env::consts::ARCH {
+            "x86_64" => "amd64",
+            "aarch64" => "arm64",
+            "x86" => "386",
+            other => other,
+        };
+        Platform { architecture: architecture.into(), variant: None }
+    }
 }
 
 impl std::str::FromStr for Platform {
@@ -59,12 +73,25 @@ impl std::fmt::Display for Platform {
 
 /// A container image as its manifest and config describe it.
 #[derive(Debug)]
-pub(super) struct Image {
+pub struct Image {
     /// Of the manifest.
     pub digest: Digest,
-    pub labels: HashMap<String, String>,
+    /// What it says of itself: what to run, and how.
+    pub config: ImageConfiguration,
     /// Bottom first: the blob, how it is packed, and the digest of what is in it.
-    pub layers: Vec<(Descriptor, Packing, Digest)>,
+    pub(super) layers: Vec<(Descriptor, Packing, Digest)>,
+}
+
+impl Image {
+    /// The digests of its layers, as they lie in the registry.
+    pub fn layers(&self) -> impl Iterator<Item = Digest> + '_ {
+        self.layers.iter().map(|(blob, _, _)| blob.digest)
+    }
+
+    /// Its labels.
+    pub fn labels(&self) -> HashMap<String, String> {
+        self.config.labels_of_config().cloned().unwrap_or_default()
+    }
 }
 
 /// What tells an index from a manifest when neither says its media type.
@@ -77,16 +104,15 @@ struct Shape {
 /// Reads manifest and config of the image at `digest`, for the platform if it is an index.
 pub(super) async fn describe_image(
     registry: &dyn Registry,
-    mut digest: Digest,
-    platform: &Platform,
-    limit: u64,
+    request: &ContainerRequest,
 ) -> Result<Image, ContainerError> {
+    let mut digest = request.digest;
     for _ in 0..=INDEX_DEPTH_MAX {
         let bytes = registry.manifest(&digest, MANIFEST_BYTES_MAX).await?;
         let shape: Shape = parse(&digest, "a manifest or index", &bytes)?;
         if shape.manifests.is_some() && shape.layers.is_none() {
             let index: ImageIndex = parse(&digest, "an image index", &bytes)?;
-            digest = choose(&digest, &index, platform)?;
+            digest = choose(&digest, &index, &request.platform)?;
             continue;
         }
         let manifest: ImageManifest = parse(&digest, "an image manifest", &bytes)?;
@@ -96,7 +122,7 @@ pub(super) async fn describe_image(
         }
         let config = registry.blob(&config, CONFIG_BYTES_MAX).await?;
         let config: ImageConfiguration = parse(&digest, "an image config", &config)?;
-        return image(digest, &manifest, &config, platform, limit);
+        return image(digest, &manifest, config, request);
     }
     Err(not(digest, format!("indexes name indexes more than {INDEX_DEPTH_MAX} times")))
 }
@@ -104,10 +130,10 @@ pub(super) async fn describe_image(
 fn image(
     digest: Digest,
     manifest: &ImageManifest,
-    config: &ImageConfiguration,
-    platform: &Platform,
-    limit: u64,
+    config: ImageConfiguration,
+    request: &ContainerRequest,
 ) -> Result<Image, ContainerError> {
+    let ContainerRequest { platform, bytes_max: limit, knob, .. } = request;
     let (os, architecture) = (config.os().to_string(), config.architecture().to_string());
     if os != "linux" || architecture != platform.architecture {
         let wanted = platform.to_string();
@@ -133,10 +159,10 @@ fn image(
         let diff_id = diff_id.parse().map_err(|error| not(digest, format!("in its config: {error}")))?;
         layers.push((blob, packing, diff_id));
     }
-    if bytes > limit {
-        return Err(ContainerError::TooLarge { digest, bytes, limit });
+    if bytes > *limit {
+        return Err(ContainerError::TooLarge { digest, bytes, limit: *limit, knob });
     }
-    Ok(Image { digest, labels: config.labels_of_config().cloned().unwrap_or_default(), layers })
+    Ok(Image { digest, config, layers })
 }
 
 /// The one image of an index that is for the platform; an index of one image that says no platform is taken at its word.
@@ -191,32 +217,78 @@ fn show(text: &str) -> String {
     super::tree::show(text.as_bytes())
 }
 
-/// The blob as a file with the right bytes: the source's own where it has one, else a copy at `copy`.
+/// A blob as a file with the right bytes.
+pub(super) struct Fetched {
+    pub path: PathBuf,
+    /// False for the source's own file.
+    pub is_copy: bool,
+}
+
+/// The blob as a file with the right bytes: the source's own where it has one, else a copy in `folder`, under the digest's digits.
+/// What an earlier try left of it there is not fetched again.
 pub(super) async fn fetch(
     registry: &dyn Registry,
     blob: &Descriptor,
-    copy: &Path,
+    folder: &Path,
     progress: &dyn Progress,
-) -> Result<PathBuf, ContainerError> {
-    let own = registry.blob_file(&blob.digest);
-    let mut file = match own {
-        Some(_) => None,
-        None => Some(std::fs::File::create(copy).map_err(FileError::of("making", copy))?),
-    };
+) -> Result<Fetched, ContainerError> {
     let mut hash = Sha256::new();
-    let mut body = registry.blob_range(blob, 0..blob.size).await?;
+    if let Some(path) = registry.blob_file(&blob.digest) {
+        let mut body = registry.blob_range(blob, 0..blob.size).await?;
+        while let Some(piece) = body.next().await {
+            let piece = piece?;
+            hash.update(&piece);
+            progress.advance(piece.len() as u64);
+        }
+        check(registry, blob, hash)?;
+        return Ok(Fetched { path, is_copy: false });
+    }
+    let path = folder.join(blob.digest.hex());
+    let opened = OpenOptions::new().read(true).append(true).create(true).open(&path);
+    let mut file = opened.map_err(FileError::of("opening", &path))?;
+    let mut there = tokio::task::block_in_place(|| hash_of(&mut file, blob.size, &mut hash))
+        .map_err(FileError::of("reading", &path))?;
+    if there > blob.size {
+        file.set_len(0).map_err(FileError::of("emptying", &path))?;
+        (there, hash) = (0, Sha256::new());
+    }
+    progress.advance(there);
+    let mut body = registry.blob_range(blob, there..blob.size).await?;
     while let Some(piece) = body.next().await {
         let piece = piece?;
         hash.update(&piece);
-        if let Some(file) = &mut file {
-            file.write_all(&piece).map_err(FileError::of("writing", copy))?;
-        }
+        file.write_all(&piece).map_err(FileError::of("writing", &path))?;
         progress.advance(piece.len() as u64);
     }
-    let found = Digest::from_raw(hash.finalize().into());
-    if found != blob.digest {
-        let what = format!("the layer {} at {}", blob.digest, registry.place());
-        return Err(RegistryError::Mismatch { what, found }.into());
+    let right = check(registry, blob, hash);
+    if right.is_err() {
+        // Kept, the next try would begin with the same wrong bytes.
+        std::fs::remove_file(&path).map_err(FileError::of("removing", &path))?;
     }
-    Ok(own.unwrap_or_else(|| copy.to_owned()))
+    right.map(|()| Fetched { path, is_copy: true })
+}
+
+/// Hashes what is there, and one byte more than `most` at most; gives the number of bytes.
+fn hash_of(file: &mut File, most: u64, hash: &mut Sha256) -> std::io::Result<u64> {
+    let mut buffer = vec![0; 1 << 17];
+    let mut read = file.take(most + 1);
+    let mut bytes = 0;
+    loop {
+        match read.read(&mut buffer)? {
+            0 => return Ok(bytes),
+            count => {
+                hash.update(&buffer[..count]);
+                bytes += count as u64;
+            }
+        }
+    }
+}
+
+fn check(registry: &dyn Registry, blob: &Descriptor, hash: Sha256) -> Result<(), ContainerError> {
+    let found = Digest::from_raw(hash.finalize().into());
+    if found == blob.digest {
+        return Ok(());
+    }
+    let what = format!("the layer {} at {}", blob.digest, registry.place());
+    Err(RegistryError::Mismatch { what, found }.into())
 }

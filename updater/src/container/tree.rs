@@ -22,13 +22,13 @@ const ENTRY_BYTES: u64 = 256;
 const FOLDER_MODE: u32 = 0o755;
 
 /// A node's number in the tree.
-pub(super) type Id = usize;
+pub(crate) type Id = usize;
 
 const ROOT: Id = 0;
 
 /// Mode, owner and extended attributes.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub(super) struct Meta {
+pub(crate) struct Meta {
     /// Permissions with setuid, setgid and sticky; no type.
     pub mode: u32,
     pub uid: u32,
@@ -45,7 +45,7 @@ impl Meta {
 
 /// What a node is.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) enum Kind {
+pub(crate) enum Kind {
     Folder(BTreeMap<Vec<u8>, Entry>),
     /// The number of the file that holds the contents.
     File(u64),
@@ -64,20 +64,20 @@ impl Kind {
 
 /// A name in a folder, and the layer that put it there last.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Entry {
+pub(crate) struct Entry {
     pub id: Id,
     layer: usize,
 }
 
 #[derive(Debug)]
-pub(super) struct Node {
+pub(crate) struct Node {
     pub meta: Meta,
     pub kind: Kind,
 }
 
 /// The tree. Two names of one node are a hard link.
 #[derive(Debug)]
-pub(super) struct Tree {
+pub(crate) struct Tree {
     nodes: Vec<Node>,
     layer: usize,
     memory: u64,
@@ -85,7 +85,7 @@ pub(super) struct Tree {
 
 /// Where a path leads in the end: its node, and its names with no link among them.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct Found {
+pub(crate) struct Found {
     pub id: Id,
     pub path: Vec<Vec<u8>>,
 }

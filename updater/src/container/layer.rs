@@ -25,7 +25,7 @@ const XATTR_KEY: &[u8] = b"SCHILY.xattr.";
 
 /// How a layer is packed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Packing {
+pub(crate) enum Packing {
     Plain,
     Gzip,
     Zstd,
@@ -63,11 +63,13 @@ pub enum LayerError {
     },
     /// More bytes than the caller allows.
     #[error(
-        "unpacked, the image has more than the {limit} bytes that are allowed; raise --container-limit if that is right"
+        "unpacked, the image has more than the {limit} bytes that are allowed; raise {knob} if that is right"
     )]
     TooLarge {
         /// The limit.
         limit: u64,
+        /// What raises it.
+        knob: &'static str,
     },
     /// The unpacked bytes are others than the config names.
     #[error("unpacked, its bytes have the digest {found}; the image's config says {expected}")]
@@ -84,14 +86,15 @@ pub enum LayerError {
 
 /// What is left of the bytes that all layers may have.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Budget {
+pub(crate) struct Budget {
     pub limit: u64,
     pub left: u64,
+    pub knob: &'static str,
 }
 
 /// Where contents go, each file under the next number.
 #[derive(Debug)]
-pub(super) struct Contents {
+pub(crate) struct Contents {
     pub folder: PathBuf,
     pub count: u64,
 }
@@ -114,7 +117,7 @@ impl Contents {
 }
 
 /// Puts the layer in `file` on the tree. Packed bytes are told of as they are read.
-pub(super) fn apply(
+pub(crate) fn apply(
     (file, packing): (&Path, Packing),
     diff_id: &Digest,
     budget: &mut Budget,
@@ -131,7 +134,7 @@ pub(super) fn apply(
     tree.next_layer();
     let read = read_archive(&mut counted, tree, contents);
     if counted.over {
-        return Err(LayerError::TooLarge { limit: budget.limit });
+        return Err(LayerError::TooLarge { limit: budget.limit, knob: budget.knob });
     }
     read?;
     budget.left = counted.left;

@@ -1,4 +1,4 @@
-//! Reading an author's input files: bounded, with the path in the error.
+//! Reading files of others: bounded, with the path in the error.
 //!
 //! Not here: what the files mean. Rule: nothing is read whole before its length is known to be under the caller's cap.
 
@@ -76,11 +76,11 @@ pub fn sha256(mut reader: impl Read) -> io::Result<[u8; 32]> {
 }
 
 #[cfg(test)]
-pub(super) mod tests {
+pub(crate) mod tests {
     use super::*;
 
     /// An error with all its causes, as a user reads it.
-    pub(in super::super) fn chain(error: &dyn std::error::Error) -> String {
+    pub(crate) fn chain(error: &dyn std::error::Error) -> String {
         let causes = std::iter::successors(error.source(), |cause| cause.source());
         causes.fold(error.to_string(), |text, cause| format!("{text}: {cause}"))
     }

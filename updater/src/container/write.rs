@@ -15,7 +15,7 @@ use rustix::fs::{XattrFlags, lsetxattr};
 
 use super::layer::Contents;
 use super::tree::{Id, Kind, Meta, Node, Tree};
-use crate::publish::file::FileError;
+use crate::file::FileError;
 
 /// Why a tree could not be written.
 #[derive(Debug, thiserror::Error)]
@@ -48,7 +48,7 @@ pub enum WriteError {
 }
 
 /// Writes the tree into `folder`, which is empty, and moves the contents there.
-pub(super) fn write(tree: &Tree, contents: &Contents, folder: &Path) -> Result<(), WriteError> {
+pub(crate) fn write(tree: &Tree, contents: &Contents, folder: &Path) -> Result<(), WriteError> {
     // Not the system call: `fakeroot` answers the C library's question alone.
     let root = nix::unistd::geteuid().is_root();
     let mut writer = Writer { tree, contents, base: folder, root, written: BTreeMap::new() };

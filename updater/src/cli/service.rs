@@ -1,0 +1,89 @@
+//! The verbs with a service as their target: from typed text to an order, and what it came to as sentences.
+//!
+//! Not here: what is done (`services`). Rule: a failure says which slot serves, for that is what clients notice.
+
+use serde_json::json;
+use switchback_bootloader::boot_state::SlotBoot;
+
+use super::Output;
+use super::progress::Display;
+use crate::config::Config;
+use crate::config::service::Name;
+use crate::engine::Failure;
+use crate::services::orders::{self, ServiceMoved, ServiceSlot, ServiceStatus, Services};
+
+/// `status NAME`.
+pub(super) fn status(config: &Config, name: &Name) -> Result<Output, Failure> {
+    let services = orders::status(config, Some(name))?;
+    let text = services.iter().map(text).collect();
+    Ok(Output {
+        text,
+        json: json!({ "answer": "services", "services": services }),
+        changed: false,
+        reason: None,
+    })
+}
+
+/// `update NAME`.
+pub(super) fn update(
+    config: &Config,
+    name: &Name,
+    to: Option<&str>,
+    progress: &Display,
+) -> Result<Output, Failure> {
+    let moved = Services::open(config, progress)?.update(name, to)?;
+    Ok(output(&moved, "serves from it already; nothing was changed"))
+}
+
+/// `rollback NAME`.
+pub(super) fn rollback(config: &Config, name: &Name, progress: &Display) -> Result<Output, Failure> {
+    let moved = Services::open(config, progress)?.rollback(name)?;
+    Ok(output(&moved, "has nothing to go back to"))
+}
+
+/// `daemon`.
+pub(super) fn supervise(config: &Config, progress: &Display) -> Result<Output, Failure> {
+    Services::open(config, progress)?.supervise()?;
+    let text = "Asked to stop; the services run on.\n".to_owned();
+    Ok(Output { text, json: json!({ "answer": "daemon" }), changed: false, reason: None })
+}
+
+fn output(moved: &ServiceMoved, unchanged: &str) -> Output {
+    let ServiceMoved { name, changed, slot, release, activation_seconds, seconds } = moved;
+    let version = release.as_ref().map_or("nothing", |release| &release.version);
+    let text = match (changed, activation_seconds) {
+        (true, Some(activation)) => format!(
+            "{name} serves {version} from slot {slot}: led there {activation} s after its start, confirmed after {seconds} s.\n"
+        ),
+        (true, None) => format!("{name} serves {version} from slot {slot}.\n"),
+        (false, _) => format!("{name} {unchanged}.\n"),
+    };
+    let mut json = serde_json::to_value(moved).unwrap_or_default();
+    json["answer"] = "service".into();
+    Output { text, json, changed: *changed, reason: None }
+}
+
+fn text(service: &ServiceStatus) -> String {
+    let mut lines = format!("{}\n", service.name);
+    for ServiceSlot { slot, boot, release, pid } in &service.slots {
+        let held = release.as_ref().map_or("nothing".to_owned(), |release| {
+            format!("{} (sha256:{}…)", release.version, release.digest.short())
+        });
+        let word = match boot {
+            SlotBoot::Good => "confirmed",
+            SlotBoot::Trial { .. } => "on trial",
+            SlotBoot::Bad => "bad",
+            SlotBoot::Empty => "not started",
+        };
+        let serves = if service.serving == Some(*slot) { ", serves" } else { "" };
+        let runs = pid.map_or(String::new(), |pid| format!(", process {pid}"));
+        lines.push_str(&format!("  slot {slot}  {held}: {word}{serves}{runs}\n"));
+    }
+    if let Some(why) = service.last.as_ref().and_then(|last| last.why.as_ref()) {
+        lines.push_str(&format!("  last    {why}\n"));
+    }
+    for digest in &service.quarantine {
+        lines.push_str(&format!("  banned  sha256:{}…\n", digest.short()));
+    }
+    lines
+}

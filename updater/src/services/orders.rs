@@ -1,0 +1,353 @@
+//! Orders about services: from a name to a verified image, a moved slot and an answer.
+//!
+//! Not here: the steps of a move (`life`), sentences (`cli::render`). Rule: one process at a time changes services; an image is
+//! in the store only after trusted keys vouched for its digest.
+
+use std::collections::BTreeSet;
+use std::time::{Duration, Instant};
+
+use serde::Serialize;
+use switchback_bootloader::boot_state::SlotBoot;
+use switchback_partitions::slot::Slot;
+
+use super::host::{Host, Member, SlotError};
+use super::life::{Done, Life, Records};
+use super::set::Set;
+use super::store::Stored;
+use crate::config::Config;
+use crate::config::service::{Mode, Name, Service};
+use crate::container::{ContainerError, ContainerRequest, Platform};
+use crate::digest::Digest;
+use crate::engine::source::{self, policy_of, resolve};
+use crate::engine::{Failure, chain, host_reason};
+use crate::facts::Facts;
+use crate::host::lock::InstanceLock;
+use crate::host::state_dir::{Folder, StateDir};
+use crate::install::{registry_reason, trust_reason};
+use crate::lifecycle::{Outcome, Release};
+use crate::progress::Progress;
+use crate::reason::{Reason, Why};
+use crate::registry::{evidence, reference::Reference};
+use crate::trust;
+
+/// What an image calls its version, and how its security version counts.
+const VERSION_LABEL: &str = "org.opencontainers.image.version";
+const SECURITY_LABEL: &str = "io.switchback.security-version";
+/// What raises the bound of an image.
+const SIZE_KNOB: &str = "`image_size_max` of the service";
+/// How often the daemon looks whether every service runs.
+const LOOK: Duration = Duration::from_secs(1);
+/// The longest pause before a service that ended is started again.
+const BACKOFF_MAX: Duration = Duration::from_secs(60);
+
+/// One service, as it is.
+#[derive(Debug, Clone, Serialize)]
+pub struct ServiceStatus {
+    /// Its name.
+    pub name: Name,
+    /// Whether two slots of it may run at once.
+    pub mode: Mode,
+    /// The slot that clients are led to; `None`: it never ran.
+    pub serving: Option<Slot>,
+    /// Slot a, slot b.
+    pub slots: [ServiceSlot; 2],
+    /// Where its life is: `idle`, `on-trial`, …
+    pub state: &'static str,
+    /// Releases that failed here.
+    pub quarantine: Vec<Digest>,
+    /// How its last update ended.
+    pub last: Option<Outcome>,
+}
+
+/// One slot of a service.
+#[derive(Debug, Clone, Serialize)]
+pub struct ServiceSlot {
+    /// Which.
+    pub slot: Slot,
+    /// The record's word.
+    pub boot: SlotBoot,
+    /// What it holds.
+    pub release: Option<Release>,
+    /// Its first process, while it runs.
+    pub pid: Option<i32>,
+}
+
+/// How an order about a service ended.
+#[derive(Debug, Clone, Serialize)]
+pub struct ServiceMoved {
+    /// Which service.
+    pub name: Name,
+    /// True when it serves from another image than before.
+    pub changed: bool,
+    /// The slot that serves.
+    pub slot: Slot,
+    /// What it serves from.
+    pub release: Option<Release>,
+    /// From the start of the new slot until clients were led there, in seconds.
+    pub activation_seconds: Option<f64>,
+    /// How long all of it took, in seconds.
+    pub seconds: f64,
+}
+
+/// The services of this machine, while this process may change them.
+pub struct Services<'a> {
+    config: &'a Config,
+    progress: &'a dyn Progress,
+    host: Host,
+    folder: Folder,
+    os: Slot,
+    runtime: tokio::runtime::Runtime,
+}
+
+impl<'a> Services<'a> {
+    /// Opens store, runtime and network.
+    pub fn open(config: &'a Config, progress: &'a dyn Progress) -> Result<Services<'a>, Failure> {
+        let folder = Folder::new(&config.machine.state_dir);
+        folder.make().map_err(|error| Failure::before(Reason::StateUnreadable, error))?;
+        let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build();
+        let runtime = runtime.map_err(|error| Failure::before(Reason::Internal, error))?;
+        let host = Host::open(config).map_err(failed)?;
+        Ok(Services { config, progress, host, folder, os: os_slot(config), runtime })
+    }
+
+    /// Moves a service to the image that its declaration names, or to `to`.
+    pub fn update(&self, name: &Name, to: Option<&str>) -> Result<ServiceMoved, Failure> {
+        let (began, service) = (Instant::now(), self.declared(name)?);
+        let _lock = self.lock()?;
+        let (release, image) = self.fetch(name, service, to)?;
+        let mut life = self.life(name, service)?;
+        let done = life.update(release, image)?;
+        self.collect(&life)?;
+        self.moved(name, &done, began)
+    }
+
+    /// Goes back to what the service's other slot holds.
+    pub fn rollback(&self, name: &Name) -> Result<ServiceMoved, Failure> {
+        let (began, service) = (Instant::now(), self.declared(name)?);
+        let _lock = self.lock()?;
+        let done = self.life(name, service)?.rollback()?;
+        self.moved(name, &done, began)
+    }
+
+    /// Runs what is declared and was ordered once, and starts again what ends, until `stopped`.
+    pub fn supervise(&self) -> Result<(), Failure> {
+        let mut watches: Vec<(&Name, &Service, Watch)> =
+            self.config.service.iter().map(|(name, service)| (name, service, Watch::default())).collect();
+        while !self.progress.stopped() {
+            // An order in another process has the lock: it brings the services to where they belong itself.
+            if let Ok(_lock) = self.lock() {
+                for (name, service, watch) in &mut watches {
+                    if let Err(failure) = self.look_after(name, service, watch) {
+                        tracing::error!(service = %name, why = %failure.why, "not as it should be");
+                    }
+                }
+            }
+            std::thread::sleep(LOOK);
+        }
+        Ok(())
+    }
+
+    fn look_after(&self, name: &'a Name, service: &'a Service, watch: &mut Watch) -> Result<(), Failure> {
+        let mut life = self.life(name, service)?;
+        if !watch.settled {
+            life.settle()?;
+            watch.settled = true;
+            return Ok(());
+        }
+        if life.serves().map_err(failed)? {
+            watch.went_well();
+            return Ok(());
+        }
+        if watch.is_due() {
+            watch.ended();
+            tracing::warn!(service = %name, pause = ?watch.pause, "it has ended and is started again");
+            life.settle()?;
+        }
+        Ok(())
+    }
+
+    fn life(&self, name: &'a Name, service: &'a Service) -> Result<Life<'_>, Failure> {
+        let records = Records { folder: &self.folder, os: self.os };
+        Life::open(&self.host, (name, service), &records, self.progress, &self.runtime)
+    }
+
+    fn declared(&self, name: &Name) -> Result<&'a Service, Failure> {
+        declared(self.config, name)
+    }
+
+    fn lock(&self) -> Result<InstanceLock, Failure> {
+        let folder = self.folder.path().join("services");
+        let lock = std::fs::create_dir_all(&folder)
+            .map_err(|error| Failure::before(Reason::StateUnreadable, error))
+            .map(|()| InstanceLock::take(&folder));
+        lock?.map_err(|error| Failure::before(host_reason(&error), error))
+    }
+
+    /// The image, vouched for and unpacked.
+    fn fetch(&self, name: &Name, service: &Service, to: Option<&str>) -> Result<(Release, Stored), Failure> {
+        let reference = reference(service, to)?;
+        let policy = service.trust.as_ref().or(self.config.trust.policy.service.as_ref());
+        let policy = policy.ok_or_else(|| {
+            let detail = format!("neither [service.{name}.trust] nor [trust.policy.service] names a key");
+            Failure::refused(Why::new(Reason::NoPolicy, detail))
+        })?;
+        let policy = policy_of(&policy.keys, policy.threshold)?;
+        let registry = source::open(&reference, &source::access(self.config))?;
+        let work = async {
+            let digest = resolve(&*registry, &reference).await?;
+            let evidence = evidence::collect(&*registry, &digest).await;
+            let evidence = evidence.map_err(|e| Failure::before(registry_reason(&e), e))?;
+            trust::verify(&policy, &digest, &evidence).map_err(|e| Failure::before(trust_reason(&e), e))?;
+            let request = ContainerRequest {
+                digest,
+                platform: Platform::host(),
+                bytes_max: service.image_size_max.0,
+                knob: SIZE_KNOB,
+            };
+            let image = self.host.store.admit(&*registry, &request, self.progress).await;
+            Ok((digest, image.map_err(not_taken)?))
+        };
+        // On a thread of the runtime, so that unpacking may block it.
+        let (digest, image) = self.runtime.block_on(async { tokio::join!(work).0 })?;
+        let labels = image.config.labels_of_config().cloned().unwrap_or_default();
+        let tag = || reference.tag().map_or_else(|| digest.short(), str::to_owned);
+        let release = Release {
+            digest,
+            version: labels.get(VERSION_LABEL).cloned().unwrap_or_else(tag),
+            security_version: labels.get(SECURITY_LABEL).and_then(|text| text.parse().ok()).unwrap_or(0),
+        };
+        Ok((release, image))
+    }
+
+    /// Images that no slot counts on any more.
+    fn collect(&self, life: &Life<'_>) -> Result<(), Failure> {
+        let mut kept: BTreeSet<Digest> = life.images().collect();
+        let other = Set::load(&self.folder, self.os.other()).map_err(|e| Failure::before(e.reason(), e))?;
+        kept.extend(
+            other.services.values().flat_map(|record| record.slots.iter().flatten()).map(|held| held.image),
+        );
+        if let Err(error) = self.host.store.keep_only(&kept) {
+            tracing::warn!(error = chain(&error), "old images could not be removed");
+        }
+        Ok(())
+    }
+
+    fn moved(&self, name: &Name, done: &Done, began: Instant) -> Result<ServiceMoved, Failure> {
+        let set = Set::load(&self.folder, self.os).map_err(|e| Failure::before(e.reason(), e))?;
+        let record = &set.services[name];
+        let slot = record.serving();
+        Ok(ServiceMoved {
+            name: name.clone(),
+            changed: done.outcome.is_some(),
+            slot,
+            release: record.held(slot).map(|held| held.release.clone()),
+            activation_seconds: done.activation.map(rounded),
+            seconds: rounded(began.elapsed()),
+        })
+    }
+}
+
+fn rounded(time: Duration) -> f64 {
+    (time.as_secs_f64() * 1000.0).round() / 1000.0
+}
+
+/// When a service that keeps ending is started again: after a pause that doubles.
+#[derive(Debug, Default)]
+struct Watch {
+    settled: bool,
+    pause: Duration,
+    since: Option<Instant>,
+}
+
+impl Watch {
+    fn is_due(&self) -> bool {
+        self.since.is_none_or(|since| since.elapsed() >= self.pause)
+    }
+
+    fn ended(&mut self) {
+        self.pause = (self.pause * 2).clamp(LOOK, BACKOFF_MAX);
+        self.since = Some(Instant::now());
+    }
+
+    /// Ran for longer than its pause: whatever ended it is over.
+    fn went_well(&mut self) {
+        if self.since.is_some_and(|since| since.elapsed() > 2 * self.pause + LOOK) {
+            (self.pause, self.since) = (Duration::ZERO, None);
+        }
+    }
+}
+
+/// Looks at services and changes nothing: one, or all that are declared.
+pub fn status(config: &Config, name: Option<&Name>) -> Result<Vec<ServiceStatus>, Failure> {
+    let wanted: Vec<&Name> = match name {
+        Some(name) => declared(config, name).map(|_| vec![name])?,
+        None => config.service.keys().collect(),
+    };
+    let folder = Folder::new(&config.machine.state_dir);
+    let set = Set::load(&folder, os_slot(config)).map_err(|e| Failure::before(e.reason(), e))?;
+    let host = Host::look(config).map_err(failed)?;
+    wanted.into_iter().map(|name| one(config, name, &set, &folder, &host)).collect()
+}
+
+fn one(
+    config: &Config,
+    name: &Name,
+    set: &Set,
+    folder: &Folder,
+    host: &Host,
+) -> Result<ServiceStatus, Failure> {
+    let service = declared(config, name)?;
+    let own = Folder::new(folder.path().join("services").join(name.as_str()));
+    let facts = Facts::read(&own).map_err(|e| Failure::before(e.reason(), e))?;
+    let state = crate::facts::state_file::load(&own).into_state();
+    let record = set.services.get(name);
+    let slot_of = |slot: Slot| -> Result<ServiceSlot, Failure> {
+        let member = record.map(|record| Member { host, name, service, index: record.index });
+        let pid = member.map_or(Ok(None), |member| member.pid(slot)).map_err(failed)?;
+        let held = record.and_then(|record| record.held(slot));
+        let boot = record.map_or(SlotBoot::Empty, |record| record.boot.slot(slot));
+        Ok(ServiceSlot { slot, boot, release: held.map(|held| held.release.clone()), pid })
+    };
+    Ok(ServiceStatus {
+        name: name.clone(),
+        mode: service.mode,
+        serving: record
+            .map(|record| record.serving())
+            .filter(|slot| record.is_some_and(|r| r.held(*slot).is_some())),
+        slots: [slot_of(Slot::A)?, slot_of(Slot::B)?],
+        state: state.phase.name(),
+        quarantine: facts.known().quarantine.keys().copied().collect(),
+        last: state.last,
+    })
+}
+
+fn declared<'a>(config: &'a Config, name: &Name) -> Result<&'a Service, Failure> {
+    config.service.get(name).ok_or_else(|| {
+        let names: Vec<&str> = config.service.keys().map(Name::as_str).collect();
+        let known = if names.is_empty() { "none is".to_owned() } else { names.join(", ") };
+        Failure::refused(Why::new(
+            Reason::ServiceUnknown,
+            format!("`{name}` is not declared; declared: {known}"),
+        ))
+    })
+}
+
+/// Where there are no OS slots, there is one set.
+fn os_slot(config: &Config) -> Slot {
+    let running = crate::host::open(config).and_then(|machine| machine.running());
+    running.map_or(Slot::A, |witness| witness.slot)
+}
+
+fn reference(service: &Service, to: Option<&str>) -> Result<Reference, Failure> {
+    let invalid = |error: String| Failure::refused(Why::new(Reason::ConfigInvalid, error));
+    let configured: Reference = service.image.parse().map_err(|error| invalid(format!("{error}")))?;
+    source::named(Some(configured), to)
+}
+
+fn not_taken(error: ContainerError) -> Failure {
+    Failure::before(error.reason(), error)
+}
+
+fn failed(error: SlotError) -> Failure {
+    Failure::before(Reason::ServiceFailed, error)
+}

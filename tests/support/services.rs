@@ -224,9 +224,12 @@ impl Load {
     }
 }
 
-/// The libraries of a program, its loader among them.
+/// The libraries of a program, its loader among them; none where it needs none.
 fn libraries(program: &Path) -> Result<BTreeSet<PathBuf>> {
-    let said = tools::run(Command::new(tools::program("ldd", "libc-bin")?).arg(program))?;
+    let listed = Command::new(tools::program("ldd", "libc-bin")?).arg(program).output()?;
+    let (said, why) = (String::from_utf8_lossy(&listed.stdout), String::from_utf8_lossy(&listed.stderr));
+    let is_static = [&said, &why].iter().any(|text| text.contains("not a dynamic executable"));
+    ensure!(listed.status.success() || is_static, "ldd {}: {said}{why}", program.display());
     let words = said.split_whitespace().filter(|word| word.starts_with('/'));
     Ok(words.map(PathBuf::from).collect())
 }

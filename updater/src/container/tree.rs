@@ -166,6 +166,7 @@ impl Tree {
     }
 
     /// The node that a path leads to, through links, as a program inside the image would find it.
+    #[cfg(feature = "author")]
     pub fn find(&self, path: &[u8]) -> Option<Found> {
         self.walk(split(path).ok()?).ok().flatten()
     }

@@ -278,9 +278,14 @@ fn whenever_the_updater_is_killed_exactly_one_slot_serves() {
         let mut daemon = daemon.stdin(Stdio::null()).stdout(Stdio::null()).spawn().unwrap();
         std::thread::sleep(Duration::from_secs(3));
         let (slot, pids) = serving.slot("dns");
-        println!("killed after {millis} ms ({ended}): slot {slot} serves, processes {pids:?}");
+        let last = &serving.lab.status("dns").unwrap()["last"];
+        println!(
+            "killed after {millis} ms ({ended}): slot {slot} serves, {pids:?}, the last outcome was {last}"
+        );
         let serves = usize::from(slot == "b");
         assert!(pids[serves].is_some() && pids[1 - serves].is_none(), "{millis} ms: {slot} {pids:?}");
+        // Killed as often as one likes, a good image is not banned.
+        assert_eq!(serving.lab.status("dns").unwrap()["quarantine"].as_array().unwrap().len(), 0);
         nothing_is_lost(&format!("killed after {millis} ms"), &load.reports().unwrap());
         let mut stop = serving.lab.inside(false, &bash).unwrap();
         stop.args(["-c", "pkill -TERM -x switchback"]).status().unwrap();

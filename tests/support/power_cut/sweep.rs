@@ -19,8 +19,11 @@ use super::promise::{Promise, Violation};
 use super::recorder::Op;
 use super::site::Site;
 
-/// Seeded choices of sectors where a record of several sectors is overwritten, at least; and in a recovery at most.
-const TEARS_OF_A_RECORD: usize = 40;
+/// Seeded choices of sectors where a record of several sectors is overwritten, at least: two copies are torn at once by one in
+/// fifty of them.
+const TEARS_OF_A_RECORD: usize = 300;
+/// Seeded choices of sectors in a recovery, at most; and where a record is overwritten, at least.
+const TEARS_IN_A_RECOVERY: usize = 40;
 
 /// How often a long sweep says how far it is.
 const TELL_EVERY: Duration = Duration::from_secs(20);
@@ -155,9 +158,12 @@ impl<'a> Sweep<'a> {
             let can_tear = walk.after_an_overwrite(&life.image);
             if at >= life.from && (at % stride == phase % stride || can_tear) && !walk.after_a_start() {
                 // What a recovery leaves unflushed, its story left unflushed in much the same way: fewer choices do.
-                let most = if life.path.is_empty() { usize::MAX } else { TEARS_OF_A_RECORD };
+                let (least, most) = match life.path.is_empty() {
+                    true => (TEARS_OF_A_RECORD, usize::MAX),
+                    false => (TEARS_IN_A_RECOVERY, TEARS_IN_A_RECOVERY),
+                };
                 let sectors = self.depth.effort.sectors.min(most);
-                let sectors = if can_tear { sectors.max(TEARS_OF_A_RECORD) } else { sectors };
+                let sectors = if can_tear { sectors.max(least) } else { sectors };
                 walk.with_cut(|cut| self.images(life, Effort { sectors, ..self.depth.effort }, cut))?;
                 if self.depth.is_enough(&self.figures) {
                     return Ok(());

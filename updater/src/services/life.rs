@@ -5,7 +5,7 @@
 
 use std::time::{Duration, Instant};
 
-use switchback_bootloader::boot_state::BootState;
+use switchback_bootloader::boot_state::{BootState, SlotBoot};
 use switchback_partitions::slot::Slot;
 use uuid::Uuid;
 
@@ -110,6 +110,13 @@ impl<'a> Life<'a> {
     /// Brings the machine to what the records say, and settles what an interrupted update left.
     pub fn settle(&mut self) -> Result<(), Failure> {
         self.member.settle(self.record()).map_err(failed)?;
+        let other = self.running.other();
+        if let SlotBoot::Trial { tries_done: 0, .. } = self.record().boot.slot(other) {
+            // Cut off between the record and the start. A machine on which that happens has a loader that refuses the slot; here
+            // nobody refused anything.
+            let forgotten = self.change_boot(|boot| boot.forget(other));
+            forgotten.map_err(|why| Failure { why, untouched: STILL_SERVING })?;
+        }
         let started = Event::Started(Box::new(self.observe()));
         self.drive(started).map(drop)
     }
@@ -183,8 +190,16 @@ impl<'a> Life<'a> {
     fn policy(&self) -> Policy {
         let service = self.member.service;
         let deadline = service.probe.timeout + service.soak + service.drain + MARGIN;
-        // What an interruption leaves is tried again by the next order, at once.
-        Policy { tries: 2, backoff_secs: 0, trial_deadline_secs: deadline.as_secs(), ..Policy::default() }
+        // An image cannot end its updater: what an interruption leaves says nothing against it, however often. The next order
+        // tries it again, at once; nothing is tried that nobody ordered.
+        Policy {
+            tries: 2,
+            retries: u8::MAX,
+            backoff_secs: 0,
+            trial_deadline_secs: deadline.as_secs(),
+            carry_on: false,
+            ..Policy::default()
+        }
     }
 
     fn drive(&mut self, event: Event) -> Result<(), Failure> {

@@ -3,7 +3,7 @@
 //! Not here: when (`life`). Rule: each call may be repeated, and finds what an interrupted one left.
 
 use std::path::{Path, PathBuf};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use nix::sys::signal::Signal;
 use switchback_partitions::slot::Slot;
@@ -17,6 +17,9 @@ use super::store::{Store, Stored};
 use crate::config::Config;
 use crate::config::service::{Name, Service};
 use crate::file::FileError;
+
+/// How often flows that end are looked at.
+const DRAIN_LOOK: Duration = Duration::from_millis(500);
 
 /// Why something could not be done with a slot.
 #[derive(Debug, thiserror::Error)]
@@ -162,10 +165,10 @@ impl<'a> Member<'a> {
 
     /// Lets the flows of a slot that no new ones are led to end by themselves, as long as the declaration says; then they
     /// are forgotten, and what they send next goes where new flows go.
-    pub async fn drain(&self, slot: Slot) -> Result<(), SlotError> {
+    pub fn drain(&self, slot: Slot) -> Result<(), SlotError> {
         let (began, place) = (Instant::now(), self.place(slot));
-        while began.elapsed() < self.service.drain && network::flows(place)? > 0 {
-            tokio::time::sleep(std::time::Duration::from_millis(200)).await;
+        while self.runs(slot)? && began.elapsed() < self.service.drain && network::flows(place)? > 0 {
+            std::thread::sleep(DRAIN_LOOK);
         }
         Ok(network::forget_flows(place)?)
     }
@@ -184,6 +187,9 @@ impl<'a> Member<'a> {
             }
             None => self.lead(None)?,
         }
+        // Ended at once, it would take with it the questions that it has not answered yet; and a flow that nobody forgot would go on
+        // to where nothing is, with the next client that happens to use the same port.
+        self.drain(serving.other())?;
         self.stop(serving.other())
     }
 }

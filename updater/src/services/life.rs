@@ -370,7 +370,7 @@ impl<'a> Life<'a> {
 
     /// After a confirmation: the old slot's flows end, then it does. Its image stays, as the way back.
     fn leave(&self, old: Slot) {
-        let left = self.runtime.block_on(self.member.drain(old)).and_then(|()| self.member.stop(old));
+        let left = self.member.drain(old).and_then(|()| self.member.stop(old));
         if let Err(error) = left {
             tracing::warn!(service = %self.member.name, slot = %old, error = chain(&error), "the old slot could not be ended");
         }

@@ -24,6 +24,8 @@ const TABLE: &str = "switchback";
 const MAPS: [&str; 2] = ["to4", "to6"];
 /// The machine's ends of all virtual cables begin with it.
 const CABLE: &str = "sb";
+/// How long after its last packet a flow of datagrams is over, in seconds.
+const UDP_SECS: u32 = 5;
 /// Where `ip netns` keeps names.
 const NAMESPACES: &str = "/run/netns";
 
@@ -139,7 +141,30 @@ pub fn prepare() -> Result<(), NetworkError> {
         lead("remote"),
         lead("local"),
     );
-    nft("making the table", &script).map(drop)
+    nft("making the table", &script)?;
+    // A kernel without it waits as long for the end of a flow as for any other.
+    if let Err(error) = nft("shortening the memory of datagrams", &brief()) {
+        tracing::debug!(%error, "flows of datagrams end late");
+    }
+    Ok(())
+}
+
+/// A question by datagram and its answer are a flow that the kernel remembers for half a minute or two. With this it is
+/// over soon after its last packet: an old slot can end when it has answered everything.
+fn brief() -> String {
+    let mut script = format!(
+        "add chain inet {TABLE} brief {{ type filter hook postrouting priority 150; }}\n\
+         flush chain inet {TABLE} brief\n"
+    );
+    for (family, short) in [("ipv4", "ip"), ("ipv6", "ip6")] {
+        script.push_str(&format!(
+            "add ct timeout inet {TABLE} {family} {{ protocol udp; l3proto {short}; \
+             policy = {{ unreplied : {UDP_SECS}, replied : {UDP_SECS} }}; }}\n\
+             add rule inet {TABLE} brief oifname \"{CABLE}*\" meta nfproto {family} meta l4proto udp \
+             ct timeout set \"{family}\"\n"
+        ));
+    }
+    script
 }
 
 /// Gives a slot a network of its own: a namespace and a cable to it. One that is there is kept.

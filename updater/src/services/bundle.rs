@@ -80,11 +80,6 @@ pub struct Slotted<'a> {
 }
 
 impl Slotted<'_> {
-    /// The name of its container, and of its control group.
-    pub fn id(&self) -> String {
-        format!("switchback-{}-{}", self.name, self.slot)
-    }
-
     /// What the runtime is told.
     pub fn spec(&self) -> Result<Spec, BundleError> {
         let args = self.args()?;

@@ -16,6 +16,7 @@ use super::set::Record;
 use super::store::{Store, Stored};
 use crate::config::Config;
 use crate::config::service::{Name, Service};
+use crate::digest::Digest;
 use crate::file::FileError;
 
 /// How often flows that end are looked at.
@@ -36,6 +37,16 @@ pub enum SlotError {
     /// A file or folder.
     #[error(transparent)]
     File(#[from] FileError),
+    /// What the record counts on is gone.
+    #[error(
+        "while starting the service {service}: its image {image} is not in the store any more; order it again"
+    )]
+    Gone {
+        /// Which service.
+        service: Name,
+        /// The image.
+        image: Digest,
+    },
 }
 
 /// Where services run.
@@ -87,6 +98,19 @@ impl Host {
     }
 }
 
+impl Host {
+    /// The folder of a volume. Its first user owns it; later ones find it as it was left.
+    fn make_volume(&self, name: &Name, (uid, gid): (u32, u32)) -> Result<(), FileError> {
+        let folder = self.volumes.join(name.as_str());
+        if folder.is_dir() {
+            return Ok(());
+        }
+        make(&folder)?;
+        let owned = std::os::unix::fs::chown(&folder, Some(uid), Some(gid));
+        owned.map_err(FileError::of("changing the owner of", &folder))
+    }
+}
+
 fn make(folder: &Path) -> Result<(), FileError> {
     std::fs::create_dir_all(folder).map_err(FileError::of("making", folder))
 }
@@ -125,9 +149,6 @@ impl<'a> Member<'a> {
         self.host.runtime.remove(&id)?;
         let place = self.place(slot);
         network::attach(place)?;
-        for volume in &self.service.volumes {
-            make(&self.host.volumes.join(volume.name.as_str()))?;
-        }
         let network = place.path();
         let slotted = Slotted {
             name: self.name,
@@ -138,6 +159,10 @@ impl<'a> Member<'a> {
             volumes: &self.host.volumes,
         };
         let spec = slotted.spec()?;
+        let user = spec.process().as_ref().map(|process| (process.user().uid(), process.user().gid()));
+        for volume in &self.service.volumes {
+            self.host.make_volume(&volume.name, user.unwrap_or_default())?;
+        }
         Ok(self.host.runtime.start(&id, &spec, &self.host.bundles.join(&id), &self.log(slot))?)
     }
 
@@ -176,10 +201,12 @@ impl<'a> Member<'a> {
     /// Brings the machine to what the record says: the slot that serves runs and is led to, the other one does not run.
     pub fn settle(&self, record: &Record) -> Result<(), SlotError> {
         let serving = record.serving();
-        let image = match record.held(serving) {
-            Some(held) => self.host.store.find(&held.image)?,
-            None => None,
+        let found = |image: &Digest| {
+            let gone = || SlotError::Gone { service: self.name.clone(), image: *image };
+            self.host.store.find(image)?.ok_or_else(gone)
         };
+        // A slot that runs is not ended because nobody could start it again.
+        let image = record.held(serving).map(|held| found(&held.image)).transpose()?;
         match &image {
             Some(image) => {
                 self.start(serving, image)?;

@@ -106,8 +106,9 @@ impl<'a> Services<'a> {
         folder.make().map_err(|error| Failure::before(Reason::StateUnreadable, error))?;
         let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build();
         let runtime = runtime.map_err(|error| Failure::before(Reason::Internal, error))?;
+        let os = os_slot(config, &folder)?;
         let host = Host::open(config).map_err(failed)?;
-        Ok(Services { config, progress, host, folder, os: os_slot(config), runtime })
+        Ok(Services { config, progress, host, folder, os, runtime })
     }
 
     /// Moves a service to the image that its declaration names, or to `to`.
@@ -284,7 +285,8 @@ pub fn status(config: &Config, name: Option<&Name>) -> Result<Vec<ServiceStatus>
         None => config.service.keys().collect(),
     };
     let folder = Folder::new(&config.machine.state_dir);
-    let set = Set::load(&folder, os_slot(config)).map_err(|e| Failure::before(e.reason(), e))?;
+    let os = os_slot(config, &folder)?;
+    let set = Set::load(&folder, os).map_err(|e| Failure::before(e.reason(), e))?;
     let host = Host::look(config).map_err(failed)?;
     wanted.into_iter().map(|name| one(config, name, &set, &folder, &host)).collect()
 }
@@ -332,10 +334,13 @@ fn declared<'a>(config: &'a Config, name: &Name) -> Result<&'a Service, Failure>
     })
 }
 
-/// Where there are no OS slots, there is one set.
-fn os_slot(config: &Config) -> Slot {
-    let running = crate::host::open(config).and_then(|machine| machine.running());
-    running.map_or(Slot::A, |witness| witness.slot)
+/// Where there are no OS slots, there is one set, of slot a; where there are, none is guessed.
+fn os_slot(config: &Config, folder: &Folder) -> Result<Slot, Failure> {
+    match crate::host::open(config).and_then(|machine| machine.running()) {
+        Ok(witness) => Ok(witness.slot),
+        Err(error) if Set::exists(folder, Slot::B) => Err(Failure::before(host_reason(&error), error)),
+        Err(_) => Ok(Slot::A),
+    }
 }
 
 fn reference(service: &Service, to: Option<&str>) -> Result<Reference, Failure> {

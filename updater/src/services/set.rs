@@ -92,6 +92,11 @@ impl Set {
         Ok(Set { services: document.services })
     }
 
+    /// True when the OS slot has a set of its own.
+    pub fn exists(folder: &dyn StateDir, os: Slot) -> bool {
+        folder.path().join(file_name(os)).exists()
+    }
+
     /// Makes the set durable: at every instant it reads as the old one or the new one.
     pub fn store(&self, folder: &dyn StateDir, os: Slot) -> Result<(), FactsError> {
         let (name, document) = (file_name(os), Document { schema: SCHEMA, services: self.services.clone() });

@@ -191,7 +191,8 @@ fn remove(folder: &Path) -> Result<(), FileError> {
     }
 }
 
-#[cfg(all(test, feature = "author"))]
+#[cfg(test)]
+#[cfg(feature = "author")]
 mod tests {
     use super::*;
     use crate::container::Platform;

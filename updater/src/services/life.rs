@@ -19,7 +19,7 @@ use crate::facts::{Fact, Facts, state_file};
 use crate::host::clock::Clock;
 use crate::host::state_dir::{Folder, StateDir};
 use crate::lifecycle::{
-    Action, Event, Goal, Moment, Observation, Order, Outcome, Policy, Release, State, Verdict, step,
+    Action, Event, Goal, Moment, Observation, Order, Outcome, Policy, State, Verdict, step,
 };
 use crate::progress::Progress;
 use crate::reason::{Reason, Why};
@@ -56,7 +56,7 @@ pub struct Life<'a> {
     /// New with each "start": what tells one from the next.
     boot_id: String,
     /// What an order brings.
-    candidate: Option<(Held, Stored)>,
+    candidate: Option<Held>,
     activation: Option<Duration>,
 }
 
@@ -122,11 +122,10 @@ impl<'a> Life<'a> {
     }
 
     /// Moves to a verified image that is in the store.
-    pub fn update(&mut self, release: Release, image: Stored) -> Result<Done, Failure> {
+    pub fn update(&mut self, held: Held) -> Result<Done, Failure> {
         self.settle()?;
-        let before = self.state.next_seq;
-        let held = Held { release: release.clone(), image: image.digest };
-        self.candidate = Some((held, image));
+        let (before, release) = (self.state.next_seq, held.release.clone());
+        self.candidate = Some(held);
         // An operator names the image in the declaration: an older one is as welcome as a newer.
         let order = Order { candidate: release, named: true, below_floor: false, goal: Goal::Trial };
         self.drive(Event::UpdateOrdered(Box::new(order), Box::new(self.observe())))?;
@@ -267,7 +266,7 @@ impl<'a> Life<'a> {
     }
 
     fn install(&mut self, slot: Slot) -> Result<(), Why> {
-        let Some((held, _)) = self.candidate.clone() else {
+        let Some(held) = self.candidate.clone() else {
             return Err(Why::new(Reason::Internal, "nothing was fetched"));
         };
         // The old image of this slot is given up first: a slot whose record and image differ must never be armed.

@@ -12,8 +12,7 @@ use switchback_partitions::slot::Slot;
 
 use super::host::{Host, Member, SlotError};
 use super::life::{Done, Life, Records};
-use super::set::Set;
-use super::store::Stored;
+use super::set::{Held, Set};
 use crate::config::Config;
 use crate::config::service::{Mode, Name, Service};
 use crate::container::{ContainerError, ContainerRequest, Platform};
@@ -115,9 +114,9 @@ impl<'a> Services<'a> {
     pub fn update(&self, name: &Name, to: Option<&str>) -> Result<ServiceMoved, Failure> {
         let (began, service) = (Instant::now(), self.declared(name)?);
         let _lock = self.lock()?;
-        let (release, image) = self.fetch(name, service, to)?;
+        let held = self.fetch(name, service, to)?;
         let mut life = self.life(name, service)?;
-        let done = life.update(release, image)?;
+        let done = life.update(held)?;
         self.collect(&life)?;
         self.moved(name, &done, began)
     }
@@ -185,7 +184,7 @@ impl<'a> Services<'a> {
     }
 
     /// The image, vouched for and unpacked.
-    fn fetch(&self, name: &Name, service: &Service, to: Option<&str>) -> Result<(Release, Stored), Failure> {
+    fn fetch(&self, name: &Name, service: &Service, to: Option<&str>) -> Result<Held, Failure> {
         let reference = reference(service, to)?;
         let policy = service.trust.as_ref().or(self.config.trust.policy.service.as_ref());
         let policy = policy.ok_or_else(|| {
@@ -208,8 +207,7 @@ impl<'a> Services<'a> {
             let image = self.host.store.admit(&*registry, &request, self.progress).await;
             Ok((digest, image.map_err(not_taken)?))
         };
-        // On a thread of the runtime, so that unpacking may block it.
-        let (digest, image) = self.runtime.block_on(async { tokio::join!(work).0 })?;
+        let (digest, image) = self.runtime.block_on(work)?;
         let labels = image.config.labels_of_config().cloned().unwrap_or_default();
         let tag = || reference.tag().map_or_else(|| digest.short(), str::to_owned);
         let release = Release {
@@ -217,7 +215,7 @@ impl<'a> Services<'a> {
             version: labels.get(VERSION_LABEL).cloned().unwrap_or_else(tag),
             security_version: labels.get(SECURITY_LABEL).and_then(|text| text.parse().ok()).unwrap_or(0),
         };
-        Ok((release, image))
+        Ok(Held { release, image: image.digest })
     }
 
     /// Images that no slot counts on any more.

@@ -6,7 +6,6 @@
 pub mod byte_size;
 pub mod cli;
 pub mod config;
-#[cfg(any(feature = "author", feature = "services"))]
 pub mod container;
 pub mod digest;
 pub mod doctor;
@@ -27,6 +26,5 @@ pub mod progress;
 pub mod publish;
 pub mod reason;
 pub mod registry;
-#[cfg(feature = "services")]
 pub mod services;
 pub mod trust;

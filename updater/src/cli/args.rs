@@ -10,7 +10,6 @@ use switchback_partitions::slot::Slot;
 
 use super::help;
 use crate::byte_size::ByteSize;
-#[cfg(feature = "services")]
 use crate::config::service::Name;
 #[cfg(feature = "author")]
 use crate::container::Platform;
@@ -69,7 +68,6 @@ pub enum Verb {
     #[command(after_help = help::STATUS)]
     Status {
         /// Only this service, as it is declared under [service.NAME]
-        #[cfg(feature = "services")]
         #[arg(value_name = "SERVICE")]
         service: Option<Name>,
     },
@@ -130,7 +128,6 @@ pub enum Verb {
         deadline_passed: bool,
     },
     /// Run the declared services and start again what ends (started by the system, not by people)
-    #[cfg(feature = "services")]
     #[command(after_help = help::DAEMON)]
     Daemon,
     /// Look at everything that an update relies on and say what is missing; changes nothing
@@ -188,7 +185,6 @@ pub struct SourceArgs {
 #[derive(Debug, Args)]
 pub struct UpdateArgs {
     /// A service, as it is declared under [service.NAME]; absent: the operating system
-    #[cfg(feature = "services")]
     #[arg(value_name = "SERVICE", conflicts_with_all = ["dry_run", "stage", "reboot"])]
     pub service: Option<Name>,
     /// Where to look.
@@ -209,7 +205,6 @@ pub struct UpdateArgs {
 #[derive(Debug, Args)]
 pub struct RollbackArgs {
     /// A service, as it is declared under [service.NAME]; absent: the operating system
-    #[cfg(feature = "services")]
     #[arg(value_name = "SERVICE", conflicts_with_all = ["dry_run", "below_floor", "reboot"])]
     pub service: Option<Name>,
     /// Say what would happen; change nothing

@@ -53,7 +53,6 @@ Examples:
   switchback rollback --reboot
   switchback rollback dns";
 
-#[cfg(feature = "services")]
 pub(super) const DAEMON: &str = "\
 Changes: which services run, and where their clients are led: to what the last order said. What ends is started again, \
 after a pause that doubles each time.

@@ -15,7 +15,6 @@ mod manual;
 mod progress;
 mod provision;
 mod render;
-#[cfg(feature = "services")]
 mod service;
 
 use std::io::IsTerminal as _;
@@ -24,7 +23,6 @@ use std::process::ExitCode;
 use clap::Parser as _;
 
 use self::args::{Cli, QuarantineVerb, Verb};
-#[cfg(feature = "services")]
 use self::args::{RollbackArgs, UpdateArgs};
 use self::progress::Display;
 use crate::config::Config;
@@ -101,17 +99,13 @@ fn finish(cli: &Cli, result: Result<Output, Failure>) -> ExitCode {
 fn run(cli: &Cli) -> Result<Output, Failure> {
     let progress = Display::new(cli.progress, cli.json).map_err(|e| Failure::before(Reason::Internal, e))?;
     let request = match &cli.verb {
-        #[cfg(feature = "services")]
         Verb::Status { service: Some(name) } => return service::status(&configured(cli)?, name),
-        #[cfg(feature = "services")]
         Verb::Update(UpdateArgs { service: Some(name), source, .. }) => {
             return service::update(&configured(cli)?, name, source.to.as_deref(), &progress);
         }
-        #[cfg(feature = "services")]
         Verb::Rollback(RollbackArgs { service: Some(name), .. }) => {
             return service::rollback(&configured(cli)?, name, &progress);
         }
-        #[cfg(feature = "services")]
         Verb::Daemon => return service::supervise(&configured(cli)?, &progress),
         Verb::Status { .. } => Request::Status,
         Verb::Check(source) => Request::Check { to: source.to.clone() },

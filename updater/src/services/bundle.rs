@@ -1,18 +1,12 @@
-//! What an OCI runtime is told of one slot: its `config.json` (OCI runtime-spec 1.0, config.md).
+//! What an OCI runtime is told of one slot: its `config.json` (OCI runtime-spec 1.0, config.md and config-linux.md).
 //!
 //! Not here: starting it (`runtime`). Rule: a service gets what its declaration names and nothing else: no capability, a root
-//! that it cannot write, no new privileges, its own namespaces, a bound on memory and processes.
+//! that it cannot write, no new privileges, its own namespaces, a bound on memory and processes, no system call that
+//! reaches past them.
 
-use std::collections::{HashMap, HashSet};
 use std::path::{Path, PathBuf};
 
-use oci_spec::OciSpecError;
-use oci_spec::runtime::{
-    Capability, LinuxBuilder, LinuxCapabilitiesBuilder, LinuxMemoryBuilder, LinuxNamespace,
-    LinuxNamespaceBuilder, LinuxNamespaceType, LinuxPidsBuilder, LinuxResourcesBuilder, Mount, MountBuilder,
-    ProcessBuilder, RootBuilder, Spec, SpecBuilder, User, UserBuilder, get_default_maskedpaths,
-    get_default_mounts, get_default_namespaces, get_default_readonly_paths,
-};
+use serde_json::{Value, json};
 use switchback_partitions::slot::Slot;
 
 use super::store::Stored;
@@ -25,6 +19,48 @@ const USERS_BYTES_MAX: u64 = 1 << 20;
 const PATH: &str = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 /// In a network of its own no port is anybody else's: a service needs no capability to bind port 53.
 const FREE_PORTS: (&str, &str) = ("net.ipv4.ip_unprivileged_port_start", "0");
+/// The namespaces that each slot has for itself, beside that of its network.
+const NAMESPACES: [&str; 5] = ["pid", "ipc", "uts", "mount", "cgroup"];
+/// What the kernel tells in `/proc` and `/sys` and no service needs to know.
+const MASKED: [&str; 10] = [
+    "/proc/acpi",
+    "/proc/asound",
+    "/proc/kcore",
+    "/proc/keys",
+    "/proc/latency_stats",
+    "/proc/timer_list",
+    "/proc/timer_stats",
+    "/proc/sched_debug",
+    "/proc/scsi",
+    "/sys/firmware",
+];
+/// Switches of the kernel that a process of user 0 could turn even without a capability.
+const READ_ONLY: [&str; 5] = ["/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger"];
+/// Calls that need no capability, or only one in a user namespace of one's own, and have been the way out of many a
+/// container: the kernel says no to them.
+const DENIED_CALLS: [&str; 16] = [
+    "add_key",
+    "bpf",
+    "io_uring_enter",
+    "io_uring_register",
+    "io_uring_setup",
+    "kexec_file_load",
+    "kexec_load",
+    "keyctl",
+    "mount",
+    "open_by_handle_at",
+    "perf_event_open",
+    "process_vm_writev",
+    "ptrace",
+    "request_key",
+    "unshare",
+    "userfaultfd",
+];
+/// The capabilities of Linux 6.12 (include/uapi/linux/capability.h), without `CAP_`.
+const CAPABILITIES: &str = "AUDIT_CONTROL AUDIT_READ AUDIT_WRITE BLOCK_SUSPEND BPF CHECKPOINT_RESTORE CHOWN \
+    DAC_OVERRIDE DAC_READ_SEARCH FOWNER FSETID IPC_LOCK IPC_OWNER KILL LEASE LINUX_IMMUTABLE MAC_ADMIN MAC_OVERRIDE MKNOD \
+    NET_ADMIN NET_BIND_SERVICE NET_BROADCAST NET_RAW PERFMON SETFCAP SETGID SETPCAP SETUID SYSLOG SYS_ADMIN SYS_BOOT \
+    SYS_CHROOT SYS_MODULE SYS_NICE SYS_PACCT SYS_PTRACE SYS_RAWIO SYS_RESOURCE SYS_TIME SYS_TTY_CONFIG WAKE_ALARM";
 
 /// Why a service cannot be run as it is declared.
 #[derive(Debug, thiserror::Error)]
@@ -53,14 +89,6 @@ pub enum BundleError {
         /// Its name.
         name: String,
     },
-    /// The specification's own rules.
-    #[error("while preparing the service {service}")]
-    Spec {
-        /// Which.
-        service: Name,
-        /// What is wrong.
-        source: OciSpecError,
-    },
 }
 
 /// One slot of one service, as it is to run.
@@ -79,61 +107,55 @@ pub struct Slotted<'a> {
     pub volumes: &'a Path,
 }
 
+/// A service's user, as its image counts.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct User {
+    /// The user.
+    pub uid: u32,
+    /// The group.
+    pub gid: u32,
+}
+
 impl Slotted<'_> {
     /// What the runtime is told.
-    pub fn spec(&self) -> Result<Spec, BundleError> {
-        let args = self.args()?;
-        let user = self.user()?;
-        let capabilities = self.capabilities()?;
-        self.build(args, user, capabilities)
-            .map_err(|source| BundleError::Spec { service: self.name.clone(), source })
-    }
-
-    fn build(
-        &self,
-        args: Vec<String>,
-        user: User,
-        capabilities: HashSet<Capability>,
-    ) -> Result<Spec, OciSpecError> {
+    pub fn spec(&self) -> Result<Value, BundleError> {
+        let User { uid, gid } = self.user()?;
+        let caps = self.capabilities()?;
         let config = self.image.config.config().as_ref();
         let cwd = config.and_then(|config| config.working_dir().clone()).filter(|cwd| cwd.starts_with('/'));
-        let set = LinuxCapabilitiesBuilder::default()
-            .bounding(capabilities.clone())
-            .effective(capabilities.clone())
-            .permitted(capabilities.clone())
-            .inheritable(capabilities.clone())
-            .ambient(capabilities)
-            .build()?;
-        let process = ProcessBuilder::default()
-            .terminal(false)
-            .user(user)
-            .args(args)
-            .env(self.env())
-            .cwd(cwd.unwrap_or_else(|| "/".into()))
-            .capabilities(set)
-            .no_new_privileges(true)
-            .build()?;
-        let root = RootBuilder::default().path(&self.image.root).readonly(true).build()?;
-        let resources = LinuxResourcesBuilder::default()
-            .memory(LinuxMemoryBuilder::default().limit(signed(self.service.memory.0)).build()?)
-            .pids(LinuxPidsBuilder::default().limit(i64::from(self.service.pids)).build()?)
-            .build()?;
-        let linux = LinuxBuilder::default()
-            .namespaces(self.namespaces()?)
-            .sysctl(HashMap::from([(FREE_PORTS.0.to_owned(), FREE_PORTS.1.to_owned())]))
-            .resources(resources)
-            .cgroups_path(PathBuf::from("/switchback").join(format!("{}-{}", self.name, self.slot)))
-            .masked_paths(get_default_maskedpaths())
-            .readonly_paths(get_default_readonly_paths())
-            .build()?;
-        SpecBuilder::default()
-            .version("1.0.2")
-            .hostname(self.name.as_str())
-            .process(process)
-            .root(root)
-            .mounts(self.mounts()?)
-            .linux(linux)
-            .build()
+        let (port_switch, first_port) = FREE_PORTS;
+        Ok(json!({
+            "ociVersion": "1.0.2",
+            "hostname": self.name.as_str(),
+            "process": {
+                "terminal": false,
+                "user": { "uid": uid, "gid": gid },
+                "args": self.args()?,
+                "env": self.env(),
+                "cwd": cwd.unwrap_or_else(|| "/".into()),
+                "capabilities": {
+                    "bounding": caps, "effective": caps, "permitted": caps, "inheritable": caps, "ambient": caps,
+                },
+                "noNewPrivileges": true,
+            },
+            "root": { "path": self.image.root, "readonly": true },
+            "mounts": self.mounts(),
+            "linux": {
+                "namespaces": self.namespaces(),
+                "sysctl": { port_switch: first_port },
+                "resources": {
+                    "memory": { "limit": signed(self.service.memory.0) },
+                    "pids": { "limit": self.service.pids },
+                },
+                "cgroupsPath": PathBuf::from("/switchback").join(format!("{}-{}", self.name, self.slot)),
+                "seccomp": {
+                    "defaultAction": "SCMP_ACT_ALLOW",
+                    "syscalls": [{ "names": DENIED_CALLS, "action": "SCMP_ACT_ERRNO", "errnoRet": 1 }],
+                },
+                "maskedPaths": MASKED,
+                "readonlyPaths": READ_ONLY,
+            },
+        }))
     }
 
     /// The declaration's command, or the image's entry point and its arguments.
@@ -165,17 +187,18 @@ impl Slotted<'_> {
         env
     }
 
-    fn capabilities(&self) -> Result<HashSet<Capability>, BundleError> {
+    fn capabilities(&self) -> Result<Vec<String>, BundleError> {
         let named = self.service.capabilities.iter().map(|capability| {
+            let is_known = CAPABILITIES.split_whitespace().any(|name| name == capability.name());
             let unknown =
                 || BundleError::NoCapability { service: self.name.clone(), name: capability.full() };
-            capability.name().parse::<Capability>().map_err(|_| unknown())
+            is_known.then(|| capability.full()).ok_or_else(unknown)
         });
         named.collect()
     }
 
     /// The user and group of the declaration, or the image's, or root; names are looked up in the image.
-    fn user(&self) -> Result<User, BundleError> {
+    pub fn user(&self) -> Result<User, BundleError> {
         let config = self.image.config.config().as_ref();
         let image = || config.and_then(|config| config.user().clone());
         let text = self.service.user.clone().or_else(image).unwrap_or_default();
@@ -205,8 +228,7 @@ impl Slotted<'_> {
                 }
             },
         };
-        let built = UserBuilder::default().uid(uid).gid(gid).build();
-        built.map_err(|source| BundleError::Spec { service: self.name.clone(), source })
+        Ok(User { uid, gid })
     }
 
     /// The third and fourth word of the line of a list of users or groups in the image.
@@ -219,30 +241,42 @@ impl Slotted<'_> {
         Some((line[2].parse().ok()?, line.get(3).and_then(|word| word.parse().ok()).unwrap_or(0)))
     }
 
-    fn namespaces(&self) -> Result<Vec<LinuxNamespace>, OciSpecError> {
-        let mut namespaces = get_default_namespaces();
-        if let Some(network) = self.network {
-            namespaces.retain(|namespace| namespace.typ() != LinuxNamespaceType::Network);
-            let ours = LinuxNamespaceBuilder::default().typ(LinuxNamespaceType::Network).path(network);
-            namespaces.push(ours.build()?);
-        }
-        Ok(namespaces)
+    fn namespaces(&self) -> Vec<Value> {
+        let mut namespaces: Vec<Value> = NAMESPACES.iter().map(|kind| json!({ "type": kind })).collect();
+        namespaces.push(match self.network {
+            Some(network) => json!({ "type": "network", "path": network }),
+            None => json!({ "type": "network" }),
+        });
+        namespaces
     }
 
-    fn mounts(&self) -> Result<Vec<Mount>, OciSpecError> {
-        let mut mounts = get_default_mounts();
-        for (place, mode) in [("/run", "mode=0755"), ("/tmp", "mode=1777")] {
-            let options = ["nosuid", "nodev", mode, "size=65536k"].map(str::to_owned).to_vec();
-            let mount = MountBuilder::default().destination(place).typ("tmpfs").source("tmpfs");
-            mounts.push(mount.options(options).build()?);
-        }
-        for volume in &self.service.volumes {
-            let options = ["rbind", "rw", "nosuid", "nodev"].map(str::to_owned).to_vec();
-            let mount = MountBuilder::default().destination(&volume.path).typ("bind");
-            let mount = mount.source(self.volumes.join(volume.name.as_str())).options(options);
-            mounts.push(mount.build()?);
-        }
-        Ok(mounts)
+    /// What every service finds in its root (runtime-spec, config-linux.md, "Default Filesystems"), two places to write to that
+    /// end with it, and its volumes.
+    fn mounts(&self) -> Vec<Value> {
+        let mount = |place: &str, kind: &str, options: &[&str]| json!({ "destination": place, "type": kind, "source": kind, "options": options });
+        let quiet = ["nosuid", "noexec", "nodev"];
+        let mut mounts = vec![
+            mount("/proc", "proc", &quiet),
+            mount("/dev", "tmpfs", &["nosuid", "strictatime", "mode=755", "size=64k"]),
+            mount(
+                "/dev/pts",
+                "devpts",
+                &["nosuid", "noexec", "newinstance", "ptmxmode=0666", "mode=0620", "gid=5"],
+            ),
+            mount("/dev/shm", "tmpfs", &["nosuid", "noexec", "nodev", "mode=1777", "size=65536k"]),
+            mount("/dev/mqueue", "mqueue", &quiet),
+            mount("/sys", "sysfs", &["nosuid", "noexec", "nodev", "ro"]),
+            mount("/sys/fs/cgroup", "cgroup", &["nosuid", "noexec", "nodev", "relatime", "ro"]),
+            mount("/run", "tmpfs", &["nosuid", "nodev", "mode=0755", "size=65536k"]),
+            mount("/tmp", "tmpfs", &["nosuid", "nodev", "mode=1777", "size=65536k"]),
+        ];
+        mounts.extend(self.service.volumes.iter().map(|volume| {
+            json!({
+                "destination": volume.path, "type": "bind", "source": self.volumes.join(volume.name.as_str()),
+                "options": ["rbind", "rw", "nosuid", "nodev"],
+            })
+        }));
+        mounts
     }
 }
 
@@ -252,8 +286,6 @@ fn signed(number: u64) -> i64 {
 
 #[cfg(test)]
 mod tests {
-    use serde_json::{Value, json};
-
     use super::*;
     use crate::digest::Digest;
 
@@ -277,7 +309,16 @@ mod tests {
             network: Some(Path::new("/run/netns/switchback-0-a")),
             volumes,
         };
-        slotted.spec().map(|spec| serde_json::to_value(spec).unwrap()).map_err(|error| error.to_string())
+        let spec = slotted.spec().map_err(|error| error.to_string())?;
+        // Written by hand, it must be what the specification's own types read, and nothing that they do not know.
+        let read: oci_spec::runtime::Spec = serde_json::from_value(spec.clone()).unwrap();
+        let again = serde_json::to_value(read).unwrap();
+        assert_eq!(again["mounts"].as_array().map(Vec::len), spec["mounts"].as_array().map(Vec::len));
+        for part in ["process", "root", "linux"] {
+            let keys = |value: &Value| value[part].as_object().unwrap().keys().cloned().collect::<Vec<_>>();
+            assert!(keys(&spec).iter().all(|key| keys(&again).contains(key)), "{part}: {again}");
+        }
+        Ok(spec)
     }
 
     #[test]

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use nix::sys::signal::Signal;
 use switchback_partitions::slot::Slot;
 
-use super::bundle::{BundleError, Slotted};
+use super::bundle::{BundleError, Slotted, User};
 use super::network::{self, NetworkError, Place};
 use super::probe;
 use super::runtime::{Runtime, RuntimeError};
@@ -100,7 +100,7 @@ impl Host {
 
 impl Host {
     /// The folder of a volume. Its first user owns it; later ones find it as it was left.
-    fn make_volume(&self, name: &Name, (uid, gid): (u32, u32)) -> Result<(), FileError> {
+    fn make_volume(&self, name: &Name, User { uid, gid }: User) -> Result<(), FileError> {
         let folder = self.volumes.join(name.as_str());
         if folder.is_dir() {
             return Ok(());
@@ -159,9 +159,9 @@ impl<'a> Member<'a> {
             volumes: &self.host.volumes,
         };
         let spec = slotted.spec()?;
-        let user = spec.process().as_ref().map(|process| (process.user().uid(), process.user().gid()));
+        let user = slotted.user()?;
         for volume in &self.service.volumes {
-            self.host.make_volume(&volume.name, user.unwrap_or_default())?;
+            self.host.make_volume(&volume.name, user)?;
         }
         Ok(self.host.runtime.start(&id, &spec, &self.host.bundles.join(&id), &self.log(slot))?)
     }

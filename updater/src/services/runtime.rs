@@ -10,7 +10,8 @@ use std::process::{Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
 use nix::sys::signal::Signal;
-use oci_spec::runtime::{ContainerState, Spec, State};
+use serde::Deserialize;
+use serde_json::Value;
 
 /// Which are looked for when none is configured, the lightest first.
 const PROGRAMS: [&str; 3] = ["crun", "runc", "youki"];
@@ -54,6 +55,14 @@ pub struct Runtime {
     root: PathBuf,
 }
 
+/// What `state` answers (runtime.md, "State"), as far as it is asked here.
+#[derive(Deserialize)]
+struct State {
+    status: String,
+    #[serde(default)]
+    pid: i32,
+}
+
 /// A container that is there.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Found {
@@ -78,7 +87,7 @@ impl Runtime {
     }
 
     /// Makes and starts the container `id` from `spec`, in the empty folder `bundle`, with its output in the file `log`.
-    pub fn start(&self, id: &str, spec: &Spec, bundle: &Path, log: &Path) -> Result<(), RuntimeError> {
+    pub fn start(&self, id: &str, spec: &Value, bundle: &Path, log: &Path) -> Result<(), RuntimeError> {
         let failed = |doing, path: &Path| {
             let path = path.to_owned();
             move |source| RuntimeError::Io { doing, path, source }
@@ -109,8 +118,8 @@ impl Runtime {
         }
         let state: State = serde_json::from_slice(&output.stdout)
             .map_err(|error| self.refused("looking at", id, format!("no state: {error}")))?;
-        let runs = matches!(state.status(), ContainerState::Running | ContainerState::Created);
-        Ok(Some(Found { runs, pid: state.pid().filter(|pid| runs && *pid > 0) }))
+        let runs = matches!(&state.status[..], "running" | "created");
+        Ok(Some(Found { runs, pid: Some(state.pid).filter(|pid| runs && *pid > 0) }))
     }
 
     /// Asks the container to end, ends it after `patience`, and removes it. None is no error.

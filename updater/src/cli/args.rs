@@ -284,6 +284,9 @@ pub enum ImageVerb {
     /// Turn a root folder, partition image or container image, and a kernel or UKI, into a release in an OCI layout folder
     #[command(after_help = help::IMAGE_BUILD)]
     Build(Box<BuildArgs>),
+    /// Bind an OS image and the service images that were tested with it into one release, in an OCI layout folder
+    #[command(after_help = help::IMAGE_BIND)]
+    Bind(BindArgs),
     /// Copy a release between registries and OCI layout folders; what is there already is not sent
     #[command(after_help = help::IMAGE_PUSH)]
     Push(PushArgs),
@@ -410,6 +413,35 @@ pub struct RegistryArgs {
     /// Credentials in Docker's format; default: where docker and podman keep theirs
     #[arg(long, value_name = "FILE")]
     pub auth_file: Option<PathBuf>,
+}
+
+/// Options of `image bind`.
+#[cfg(feature = "author")]
+#[derive(Debug, Args)]
+pub struct BindArgs {
+    /// What the release calls itself
+    #[arg(long)]
+    pub version: String,
+    /// The OS image, as `image build` made it
+    #[arg(long, value_name = "RELEASE")]
+    pub os: Reference,
+    /// A service and its container image, as `dns=host/repo:tag`; may be given several times
+    #[arg(long = "service", value_name = "NAME=IMAGE", required = true, value_parser = bound_service)]
+    pub services: Vec<(Name, Reference)>,
+    /// Where the release goes: `oci:FOLDER[:TAG]`; the tag defaults to the version
+    #[arg(long, value_name = "oci:FOLDER")]
+    pub output: Reference,
+    /// How the images' registries are reached.
+    #[command(flatten)]
+    pub registry: RegistryArgs,
+}
+
+/// `NAME=IMAGE`.
+#[cfg(feature = "author")]
+fn bound_service(text: &str) -> Result<(Name, Reference), String> {
+    let (name, image) =
+        text.split_once('=').ok_or("expected a service and its image, as dns=host/repo:tag")?;
+    Ok((name.parse()?, image.parse::<Reference>().map_err(|error| error.to_string())?))
 }
 
 /// Options of `image push`.

@@ -3,11 +3,13 @@
 //! Not here: how it gets there; that is `update`, with the same refusals. Rule: what is there already is not done again,
 //! so that a second run of the same file changes nothing.
 
+use std::collections::BTreeMap;
 use std::path::Path;
 
 use serde::Deserialize;
 
 use super::args::release_name;
+use crate::config::service::Name;
 use crate::engine::Failure;
 use crate::engine::answers::{Reach, Request};
 use crate::host::bounded::read_bounded;
@@ -21,14 +23,26 @@ const DESIRED_BYTES_MAX: u64 = 64 * 1024;
 #[serde(deny_unknown_fields)]
 struct Desired {
     /// What should run, as `update --to` names it.
-    release: String,
+    release: Option<String>,
     /// Restart into the trial.
     #[serde(default)]
     reboot: bool,
+    /// What services should serve, as `update SERVICE --to` names it.
+    #[serde(default)]
+    service: BTreeMap<Name, String>,
+}
+
+/// What a file asks for.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) struct Wanted {
+    /// Of the OS, with the services that its release binds.
+    pub os: Option<Request>,
+    /// Of services by themselves.
+    pub services: BTreeMap<Name, String>,
 }
 
 /// What the file at `path` asks for.
-pub(super) fn request(path: &Path, dry_run: bool) -> Result<Request, Failure> {
+pub(super) fn read(path: &Path, dry_run: bool) -> Result<Wanted, Failure> {
     let invalid = |detail: String| {
         let detail = format!("while reading {}: {detail}", path.display());
         Failure::refused(Why::new(Reason::ConfigInvalid, detail))
@@ -40,13 +54,21 @@ pub(super) fn request(path: &Path, dry_run: bool) -> Result<Request, Failure> {
         let line = 1 + error.span().map_or(0, |span| text[..span.start].matches('\n').count());
         invalid(format!("line {line}: {}", error.message()))
     })?;
-    let to = release_name(&desired.release).map_err(|e| invalid(format!("`release`: {e}")))?;
+    let named = |what: String, text: &str| release_name(text).map_err(|e| invalid(format!("`{what}`: {e}")));
+    let to = desired.release.as_deref().map(|text| named("release".into(), text)).transpose()?;
+    for (name, image) in &desired.service {
+        named(format!("service.{name}"), image)?;
+    }
+    if to.is_none() && desired.service.is_empty() {
+        return Err(invalid("it names neither a `release` nor a `service`".into()));
+    }
     let reach = match (dry_run, desired.reboot) {
         (true, _) => Reach::DryRun,
         (false, true) => Reach::Reboot,
         (false, false) => Reach::Arm,
     };
-    Ok(Request::Update { to: Some(to), reach })
+    let os = to.map(|to| Request::Update { to: Some(to), reach });
+    Ok(Wanted { os, services: desired.service })
 }
 
 #[cfg(test)]
@@ -59,7 +81,7 @@ mod tests {
         let path = folder.path().join("desired.toml");
         let ask = |text: &str, dry_run| {
             std::fs::write(&path, text).unwrap();
-            request(&path, dry_run)
+            read(&path, dry_run)
         };
         for (text, dry_run, reach) in [
             ("release = \"1.2\"", false, Reach::Arm),
@@ -68,12 +90,19 @@ mod tests {
         ] {
             assert_eq!(
                 ask(text, dry_run).unwrap(),
-                Request::Update { to: Some("1.2".into()), reach },
+                Wanted {
+                    os: Some(Request::Update { to: Some("1.2".into()), reach }),
+                    services: BTreeMap::new()
+                },
                 "{text}"
             );
         }
+        let alone = ask("[service]\ndns = \"2\"", false).unwrap();
+        assert_eq!((alone.os, alone.services.len()), (None, 1));
         for (text, says) in [
-            ("", "missing field `release`"),
+            ("", "neither a `release` nor a `service`"),
+            ("[service]\ndns = \"@sha256:12\"", "`service.dns`"),
+            ("[service]\nDNS = \"2\"", "is no name"),
             ("release = \"1.2\"\nrebot = true", "line 2"),
             ("release = \"1.2\"\nrebot = true", "unknown field `rebot`"),
             ("release = \"@sha256:12\"", "`release`"),
@@ -84,7 +113,7 @@ mod tests {
             assert!(refused.why.detail.contains(says), "{text}: {}", refused.why.detail);
         }
         assert!(
-            request(Path::new("/nowhere/desired.toml"), false)
+            read(Path::new("/nowhere/desired.toml"), false)
                 .unwrap_err()
                 .why
                 .detail

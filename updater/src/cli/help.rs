@@ -105,6 +105,8 @@ pub(super) const APPLY: &str = "\
 The file:
   release = \"1.2\"     # a tag, a digest (@sha256:…) or a whole reference, as for `update --to`
   reboot = true       # restart into the trial; without it the next reboot is the trial
+  [service]
+  dns = \"2\"           # the same for a service; what its image is called otherwise stands under [service.dns]
 
 Changes: what `switchback update` changes. What is there already is not done again: a second run says that nothing \
 changed. With --detailed-exitcode 2 means changed.
@@ -164,6 +166,16 @@ Examples:
   switchback image build --root ./root --kernel vmlinuz --modules-dir lib/modules/6.1 --product example --name example-os --version 1.1 --output oci:./images:1.1
   switchback image build --partition root=root.img --uki os.efi --product example --name example-os --version 1.1 --output oci:./images:1.1
   switchback image build --from-container registry.example.com/team/os-root:1.1 --init-binary ./switchback-static --product example --output oci:./images";
+
+#[cfg(feature = "author")]
+pub(super) const IMAGE_BIND: &str = "\
+Changes: the folder that --output names: all images come into it, and one index that names them by digest.
+Leaves alone: the images where they are. Their own signatures do not count in a release: its own covers them all.
+Next: `switchback image sign`, then `switchback image push --with-signatures`.
+
+Example:
+  switchback image bind --version 2.0 --os oci:./images:1.1 --service dns=registry.example.com/system/dnsmasq:2 \\
+    --output oci:./releases";
 
 #[cfg(feature = "author")]
 pub(super) const IMAGE_PUSH: &str = "\

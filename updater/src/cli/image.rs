@@ -3,12 +3,13 @@
 //! Not here: how a release is made, signed or copied (`publish`). Rule: one digest is printed at the end of each verb,
 //! alone on its line with `--json` beside it, for scripts to go on with.
 
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use super::Output;
-use super::args::{BuildArgs, ImageVerb, InspectArgs, KeyKind, PushArgs, RegistryArgs, SignArgs};
+use super::args::{BindArgs, BuildArgs, ImageVerb, InspectArgs, KeyKind, PushArgs, RegistryArgs, SignArgs};
 use super::container;
 use super::progress::Display;
 use super::render::bytes;
@@ -18,6 +19,7 @@ use crate::engine::source::{open, resolve};
 use crate::host::bounded::read_bounded;
 use crate::install::registry_reason;
 use crate::progress::{Phase, Progress as _};
+use crate::publish::bind::{BindError, BindRequest, Part, bind};
 use crate::publish::build::{BootSource, BuildRequest, BuildStep, InitrdSource, RootSource, build};
 use crate::publish::container::Container;
 use crate::publish::initramfs::InitramfsRequest;
@@ -30,6 +32,9 @@ use crate::registry::{Registry, RegistryAccess};
 
 /// What every failure of these verbs leaves as it was.
 const TAGS_STAND: &str = "No tag was moved and nothing that was there before was changed.";
+/// What is made anew goes into a folder first.
+const INTO_A_FOLDER: &str =
+    "--output takes a folder, `oci:FOLDER[:TAG]`; send it on with `switchback image push`";
 /// Bound of a private key file in bytes.
 const KEY_BYTES_MAX: u64 = 64 * 1024;
 
@@ -38,6 +43,7 @@ pub(super) fn run(verb: &ImageVerb, progress: &Display) -> Result<Output, Failur
     let runtime = runtime.map_err(|e| Failure::before(Reason::Internal, e))?;
     let done = match verb {
         ImageVerb::Build(args) => runtime.block_on(run_build(args, progress)),
+        ImageVerb::Bind(args) => runtime.block_on(run_bind(args, progress)),
         ImageVerb::Push(args) => runtime.block_on(run_push(args, progress)),
         ImageVerb::Sign(args) => runtime.block_on(run_sign(args)),
         ImageVerb::Inspect(args) => runtime.block_on(run_inspect(args)),
@@ -49,9 +55,7 @@ pub(super) fn run(verb: &ImageVerb, progress: &Display) -> Result<Output, Failur
 async fn run_build(args: &BuildArgs, progress: &Display) -> Result<Output, Failure> {
     let output = &args.output;
     let Source::Layout(folder) = &output.source else {
-        return Err(refused(
-            "--output takes a folder, `oci:FOLDER[:TAG]`; send it on with `switchback image push`".into(),
-        ));
+        return Err(refused(INTO_A_FOLDER.into()));
     };
     let container = match &args.from_container {
         Some(reference) => Some(container::fetch(args, reference, folder, progress).await?),
@@ -192,6 +196,79 @@ fn boot(args: &BuildArgs) -> Result<BootSource, Failure> {
     }
 }
 
+async fn run_bind(args: &BindArgs, progress: &Display) -> Result<Output, Failure> {
+    if !matches!(args.output.source, Source::Layout(_)) {
+        return Err(refused(INTO_A_FOLDER.into()));
+    }
+    let part = async |reference: &Reference| {
+        let (registry, digest) = found(reference, &args.registry).await?;
+        Ok::<_, Failure>(Part { registry, digest })
+    };
+    let mut services = BTreeMap::new();
+    for (name, reference) in &args.services {
+        if services.insert(name.to_string(), part(reference).await?).is_some() {
+            return Err(refused(format!("two images are named for the service `{name}`")));
+        }
+    }
+    let request = BindRequest {
+        version: args.version.clone(),
+        created: jiff::Timestamp::now().to_string(),
+        os: part(&args.os).await?,
+        services,
+        tag: args.output.tag().unwrap_or(&args.version).to_owned(),
+    };
+    let to = open(&args.output, &access(&args.registry))?;
+    let shown = Pushing::new(progress);
+    let bound = bind(&request, &*to, &|event| shown.tell(event)).await;
+    shown.end();
+    let digest = bound.map_err(|e| Failure::before(bind_reason(&e), e))?;
+    let names: Vec<&str> = request.services.keys().map(String::as_str).collect();
+    let text =
+        format!("{} binds {} and {} at {}\n{digest}\n", args.version, args.os, names.join(", "), to.place());
+    let json = serde_json::json!({
+        "answer": "bound", "digest": digest, "place": to.place(), "tag": request.tag, "services": names,
+    });
+    Ok(done(text, json))
+}
+
+fn bind_reason(error: &BindError) -> Reason {
+    match error {
+        BindError::Push(error) => push_reason(error),
+        BindError::Index(_) => Reason::FormatRefused,
+        BindError::Write { source, .. } => registry_reason(source),
+    }
+}
+
+/// The bar of what is copied, from one release to the next.
+struct Pushing<'a> {
+    progress: &'a Display,
+    begun: AtomicBool,
+}
+
+impl Pushing<'_> {
+    fn new(progress: &Display) -> Pushing<'_> {
+        Pushing { progress, begun: AtomicBool::new(false) }
+    }
+
+    fn tell(&self, event: PushEvent<'_>) {
+        match event {
+            PushEvent::Begin { bytes } => {
+                self.end();
+                self.begun.store(true, Ordering::Relaxed);
+                self.progress.begin(Phase::Push, bytes);
+            }
+            PushEvent::Bytes(bytes) => self.progress.advance(bytes),
+            PushEvent::Blob { .. } => {}
+        }
+    }
+
+    fn end(&self) {
+        if self.begun.swap(false, Ordering::Relaxed) {
+            self.progress.end();
+        }
+    }
+}
+
 async fn run_push(args: &PushArgs, progress: &Display) -> Result<Output, Failure> {
     let (from_reference, to_reference) = (&args.from, &args.to);
     let access = access(&args.registry);
@@ -205,20 +282,10 @@ async fn run_push(args: &PushArgs, progress: &Display) -> Result<Output, Failure
     }
     let mut sent = (0, 0, 0);
     for tag in tags {
-        let begun = AtomicBool::new(false);
-        let told = |event: PushEvent<'_>| match event {
-            PushEvent::Begin { bytes } => {
-                begun.store(true, Ordering::Relaxed);
-                progress.begin(Phase::Push, bytes);
-            }
-            PushEvent::Bytes(bytes) => progress.advance(bytes),
-            PushEvent::Blob { .. } => {}
-        };
+        let shown = Pushing::new(progress);
         let options = PushOptions { tag, with_signatures: args.with_signatures };
-        let pushed = push_release(&*from, &digest, &*to, &options, &told).await;
-        if begun.load(Ordering::Relaxed) {
-            progress.end();
-        }
+        let pushed = push_release(&*from, &digest, &*to, &options, &|event| shown.tell(event)).await;
+        shown.end();
         let pushed = pushed.map_err(|e| Failure::before(push_reason(&e), e))?;
         sent = (sent.0 + pushed.blobs_sent, sent.1 + pushed.bytes_sent, sent.2 + pushed.attached);
     }
@@ -240,7 +307,9 @@ async fn run_push(args: &PushArgs, progress: &Display) -> Result<Output, Failure
 fn push_reason(error: &PushError) -> Reason {
     match error {
         PushError::Copy { source, .. } => registry_reason(source),
-        PushError::Release { .. } | PushError::Attached { .. } => Reason::FormatRefused,
+        PushError::Release { .. } | PushError::Attached { .. } | PushError::Container { .. } => {
+            Reason::FormatRefused
+        }
         PushError::Bytes { .. } => Reason::CorruptBlob,
         PushError::Temporary { .. } => Reason::WriteFailed,
     }
@@ -287,6 +356,9 @@ fn describe(found: &Inspection) -> String {
         if let Some(root) = &slot.verity_root {
             out.push_str(&format!("  root hash          {root}\n"));
         }
+    }
+    for service in &found.services {
+        out.push_str(&format!("  service {:<10} sha256:{}…\n", service.name, service.digest.short()));
     }
     for file in &found.boot {
         out.push_str(&format!("  boot {:<13} {}\n", file.kind, bytes(file.bytes)));

@@ -18,9 +18,12 @@ mod render;
 mod service;
 
 use std::io::IsTerminal as _;
+use std::path::Path;
 use std::process::ExitCode;
 
 use clap::Parser as _;
+use tracing_subscriber::filter::Targets;
+use tracing_subscriber::prelude::*;
 
 use self::args::{Cli, QuarantineVerb, Verb};
 use self::args::{RollbackArgs, UpdateArgs};
@@ -124,7 +127,7 @@ fn run(cli: &Cli) -> Result<Output, Failure> {
             Request::Quarantine { release: Some(release.clone()) }
         }
         Verb::Verify { slot } => Request::Scrub { slot: *slot },
-        Verb::Apply { file, dry_run } => desired::request(file, *dry_run)?,
+        Verb::Apply { file, dry_run } => return apply(cli, file, *dry_run, &progress),
         Verb::Health => Request::Health,
         Verb::BootCheck { no_reboot, .. } => Request::BootCheck { no_reboot: *no_reboot },
         Verb::Doctor(doctor) => return Ok(doctor::run(doctor, cli.config.as_deref())),
@@ -139,6 +142,32 @@ fn run(cli: &Cli) -> Result<Output, Failure> {
             return Err(Failure::refused(Why::new(Reason::NotSupported, detail)));
         }
     };
+    ask(cli, request, &progress)
+}
+
+/// What a file says: the OS first, as its release may move services, then services by themselves.
+fn apply(cli: &Cli, file: &Path, dry_run: bool, progress: &Display) -> Result<Output, Failure> {
+    let wanted = desired::read(file, dry_run)?;
+    let os = wanted.os.map(|request| ask(cli, request, progress)).transpose()?;
+    if wanted.services.is_empty() {
+        // `read` refuses a file that names nothing.
+        return os.ok_or_else(|| Failure::refused(Why::new(Reason::Internal, "nothing was asked for")));
+    }
+    let services = service::apply(&configured(cli)?, &wanted.services, dry_run, progress)?;
+    Ok(match os {
+        None => services,
+        Some(os) => Output {
+            text: os.text + &services.text,
+            json: serde_json::json!({
+                "answer": "applied", "os": os.json, "services": services.json["services"],
+            }),
+            changed: os.changed || services.changed,
+            reason: None,
+        },
+    })
+}
+
+fn ask(cli: &Cli, request: Request, progress: &Display) -> Result<Output, Failure> {
     let config = configured(cli)?;
     let machine = crate::host::open(&config).map_err(|e| Failure::before(host_reason(&e), e))?;
     if let Verb::BootCheck { deadline_passed: true, .. } = &cli.verb {
@@ -161,7 +190,7 @@ fn run(cli: &Cli) -> Result<Output, Failure> {
             | Request::Scrub { .. }
             | Request::Health
     );
-    let mut engine = Engine::open(&*machine, &config, &progress, !looks_only)?;
+    let mut engine = Engine::open(&*machine, &config, progress, !looks_only)?;
     let answer = engine.handle(request)?;
     Ok(output(&answer))
 }
@@ -207,13 +236,16 @@ fn output(answer: &Answer) -> Output {
 
 fn log(verbose: u8) {
     let default = ["warn", "info,switchback=debug", "debug"][usize::from(verbose.min(2))];
-    let filter = tracing_subscriber::EnvFilter::try_from_env("SWITCHBACK_LOG")
-        .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new(default));
+    // `TARGET=LEVEL,…`: the fuller syntax of `EnvFilter` needs a regular expression engine, which a device has no room for.
+    let asked = std::env::var("SWITCHBACK_LOG").unwrap_or_default();
+    let asked = Some(asked).filter(|asked| !asked.is_empty()).and_then(|asked| asked.parse::<Targets>().ok());
+    let filter = asked.or_else(|| default.parse().ok()).unwrap_or_default();
     // Left to itself it colours a file and the journal, too.
     let colours =
         std::io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none_or(|set| set.is_empty());
-    let lines = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
-    lines.with_ansi(colours).with_target(false).init();
+    let lines = tracing_subscriber::fmt::layer().with_writer(std::io::stderr);
+    let lines = lines.with_ansi(colours).with_target(false);
+    tracing_subscriber::registry().with(lines.with_filter(filter)).init();
 }
 
 #[cfg(test)]

@@ -10,8 +10,8 @@ use switchback_bootloader::boot_state::SlotBoot;
 
 use crate::digest::Digest;
 use crate::engine::answers::{
-    Answer, BootCheck, BootVerdict, Check, Content, History, HistoryEntry, Outcome, SlotStatus, Status,
-    Update,
+    Answer, BootCheck, BootVerdict, Check, Content, History, HistoryEntry, Outcome, ServiceLine, SlotStatus,
+    Status, Update,
 };
 use crate::health::{CheckOutcome, CheckResult, HealthReport};
 use crate::install::{ReleaseName, Traffic};
@@ -92,6 +92,16 @@ fn status(status: &Status) -> String {
         let version = status.held_version.as_deref().unwrap_or_default();
         line(format!("held back    {version} {held}, by an operator's rollback"));
     }
+    if let Some(follows) = &status.services_follow {
+        line(format!(
+            "services     follow {} (sha256:{}…), which has the same OS",
+            follows.version,
+            follows.digest.short()
+        ));
+    }
+    for service in &status.services {
+        line(service_line(service));
+    }
     for item in &status.quarantine {
         line(format!("quarantined  {} {}: {}", item.version, item.digest, item.reason.description()));
     }
@@ -104,6 +114,14 @@ fn status(status: &Status) -> String {
         if status.watchdog { "held: a hang ends by itself" } else { "none: a hang does not end by itself" }
     ));
     out
+}
+
+fn service_line(service: &ServiceLine) -> String {
+    let serves = service.release.as_ref().map_or("nothing".to_owned(), |release| {
+        format!("{} (sha256:{}…)", release.version, release.digest.short())
+    });
+    let drift = service.drift.map(|bound| format!("; the release says sha256:{}…", bound.short()));
+    format!("service      {} serves {serves}{}", service.name, drift.unwrap_or_default())
 }
 
 fn slot_line(slot: &SlotStatus) -> String {
@@ -168,6 +186,9 @@ fn update(answer: &Update, verb: &str) -> String {
         }
         Outcome::Staged => {
             format!("{name} is staged in slot {slot}, read back and verified: {cost}.\n{}\n", answer.detail)
+        }
+        Outcome::Moved => {
+            format!("{name} runs, without a restart. {} It took {:.1} s.\n", answer.detail, answer.seconds)
         }
         Outcome::Disarmed => {
             format!(

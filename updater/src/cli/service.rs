@@ -2,6 +2,8 @@
 //!
 //! Not here: what is done (`services`). Rule: a failure says which slot serves, for that is what clients notice.
 
+use std::collections::BTreeMap;
+
 use serde_json::json;
 use switchback_bootloader::boot_state::SlotBoot;
 
@@ -33,6 +35,32 @@ pub(super) fn update(
 ) -> Result<Output, Failure> {
     let moved = Services::open(config, progress)?.update(name, to)?;
     Ok(output(&moved, "serves from it already; nothing was changed"))
+}
+
+/// The services of a file for `apply`: each to its image, those that serve from it already left alone.
+pub(super) fn apply(
+    config: &Config,
+    wanted: &BTreeMap<Name, String>,
+    dry_run: bool,
+    progress: &Display,
+) -> Result<Output, Failure> {
+    let services = Services::open(config, progress)?;
+    let mut whole = Output { text: String::new(), json: json!({}), changed: false, reason: None };
+    let mut parts = Vec::new();
+    for (name, to) in wanted {
+        if dry_run {
+            let moves = services.plan(name, Some(to))?;
+            whole.text += &format!("{name} would {}.\n", if moves { "move" } else { "stay as it is" });
+            parts.push(json!({ "name": name, "would_move": moves }));
+            continue;
+        }
+        let part = output(&services.update(name, Some(to))?, "serves from it already; nothing was changed");
+        whole.text += &part.text;
+        whole.changed |= part.changed;
+        parts.push(part.json);
+    }
+    whole.json = json!({ "answer": "services", "services": parts });
+    Ok(whole)
 }
 
 /// `rollback NAME`.

@@ -113,6 +113,13 @@ pub struct Service {
     pub trust: Option<TrustPolicy>,
 }
 
+impl Service {
+    /// The most bytes of an image whose service is not declared here yet.
+    pub fn image_size_default() -> ByteSize {
+        image_size_max()
+    }
+}
+
 /// Whether two slots of a service may run at once.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]

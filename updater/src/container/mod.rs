@@ -6,6 +6,7 @@
 
 pub(crate) mod layer;
 mod source;
+mod spec;
 pub(crate) mod tree;
 pub(crate) mod write;
 
@@ -14,6 +15,7 @@ use std::path::Path;
 
 pub use layer::LayerError;
 pub use source::{Image, Platform};
+pub use spec::ImageConfig;
 pub use write::WriteError;
 
 use layer::{Budget, Contents};

@@ -9,12 +9,12 @@ use std::io::{Read as _, Write as _};
 use std::path::{Path, PathBuf};
 
 use futures_util::StreamExt as _;
-use oci_spec::image::{Descriptor as OciDescriptor, ImageConfiguration, ImageIndex, ImageManifest};
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
 use sha2::{Digest as _, Sha256};
 
 use super::layer::Packing;
+use super::spec::{ImageConfig, ImageIndex, ImageManifest, Part};
 use super::{ContainerError, ContainerRequest};
 use crate::digest::Digest;
 use crate::file::FileError;
@@ -77,7 +77,7 @@ pub struct Image {
     /// Of the manifest.
     pub digest: Digest,
     /// What it says of itself: what to run, and how.
-    pub config: ImageConfiguration,
+    pub config: ImageConfig,
     /// Bottom first: the blob, how it is packed, and the digest of what is in it.
     pub(super) layers: Vec<(Descriptor, Packing, Digest)>,
 }
@@ -90,7 +90,7 @@ impl Image {
 
     /// Its labels.
     pub fn labels(&self) -> HashMap<String, String> {
-        self.config.labels_of_config().cloned().unwrap_or_default()
+        self.config.config.as_ref().and_then(|config| config.labels.clone()).unwrap_or_default()
     }
 }
 
@@ -116,12 +116,12 @@ pub(super) async fn describe_image(
             continue;
         }
         let manifest: ImageManifest = parse(&digest, "an image manifest", &bytes)?;
-        let config = sized(&digest, manifest.config())?;
+        let config = sized(&digest, &manifest.config)?;
         if config.media_type.starts_with("application/vnd.switchback.") {
             return Err(not(digest, "it is a release already, not a container image".into()));
         }
         let config = registry.blob(&config, CONFIG_BYTES_MAX).await?;
-        let config: ImageConfiguration = parse(&digest, "an image config", &config)?;
+        let config: ImageConfig = parse(&digest, "an image config", &config)?;
         return image(digest, &manifest, config, request);
     }
     Err(not(digest, format!("indexes name indexes more than {INDEX_DEPTH_MAX} times")))
@@ -130,27 +130,27 @@ pub(super) async fn describe_image(
 fn image(
     digest: Digest,
     manifest: &ImageManifest,
-    config: ImageConfiguration,
+    config: ImageConfig,
     request: &ContainerRequest,
 ) -> Result<Image, ContainerError> {
     let ContainerRequest { platform, bytes_max: limit, knob, .. } = request;
-    let (os, architecture) = (config.os().to_string(), config.architecture().to_string());
-    if os != "linux" || architecture != platform.architecture {
+    let (os, architecture) = (&config.os, &config.architecture);
+    if os != "linux" || *architecture != platform.architecture {
         let wanted = platform.to_string();
         return Err(ContainerError::NoPlatform { digest, wanted, found: format!("{os}/{architecture}") });
     }
-    let diff_ids = config.rootfs().diff_ids();
-    if manifest.layers().len() != diff_ids.len() || diff_ids.len() > LAYERS_MAX {
+    let diff_ids = &config.rootfs.diff_ids;
+    if manifest.layers.len() != diff_ids.len() || diff_ids.len() > LAYERS_MAX {
         let detail = format!(
             "its manifest has {} layers, its config {}, and at most {LAYERS_MAX} are read",
-            manifest.layers().len(),
+            manifest.layers.len(),
             diff_ids.len()
         );
         return Err(not(digest, detail));
     }
     let mut layers = Vec::new();
     let mut bytes = 0u64;
-    for (layer, diff_id) in manifest.layers().iter().zip(diff_ids) {
+    for (layer, diff_id) in manifest.layers.iter().zip(diff_ids) {
         let blob = sized(&digest, layer)?;
         let packing = Packing::of(&blob.media_type).ok_or_else(|| {
             not(digest, format!("a layer of the type `{}` is not read", show(&blob.media_type)))
@@ -169,16 +169,16 @@ fn image(
 fn choose(digest: &Digest, index: &ImageIndex, wanted: &Platform) -> Result<Digest, ContainerError> {
     let mut found = Vec::new();
     let mut chosen = None;
-    for entry in index.manifests() {
-        let Some(platform) = entry.platform() else {
-            if index.manifests().len() == 1 {
+    for entry in &index.manifests {
+        let Some(platform) = &entry.platform else {
+            if index.manifests.len() == 1 {
                 chosen = Some(entry);
             }
             continue;
         };
-        let (os, architecture) = (platform.os().to_string(), platform.architecture().to_string());
-        let variant = platform.variant().as_deref();
-        let fits = os == "linux" && architecture == wanted.architecture;
+        let (os, architecture) = (&platform.os, &platform.architecture);
+        let variant = platform.variant.as_deref();
+        let fits = os == "linux" && *architecture == wanted.architecture;
         if fits && (wanted.variant.is_none() || variant == wanted.variant.as_deref()) && chosen.is_none() {
             chosen = Some(entry);
         }
@@ -199,10 +199,10 @@ fn choose(digest: &Digest, index: &ImageIndex, wanted: &Platform) -> Result<Dige
 }
 
 /// A descriptor with a digest of the only kind that is verified here.
-fn sized(image: &Digest, descriptor: &OciDescriptor) -> Result<Descriptor, ContainerError> {
-    let digest = descriptor.digest().to_string().parse();
+fn sized(image: &Digest, part: &Part) -> Result<Descriptor, ContainerError> {
+    let digest = part.digest.parse();
     let digest = digest.map_err(|error| not(*image, format!("in its manifest: {error}")))?;
-    Ok(describe(descriptor.media_type().as_ref(), digest, descriptor.size()))
+    Ok(describe(&part.media_type, digest, part.size))
 }
 
 fn parse<T: DeserializeOwned>(digest: &Digest, what: &str, bytes: &[u8]) -> Result<T, ContainerError> {

@@ -148,7 +148,7 @@ fn content(slot: Slot, look: &Look<'_>) -> Finding {
             "`switchback rollback` cannot use it; the next `switchback update` writes that slot anew.",
         ),
         Held { release: Some(release), .. } => {
-            subject.ok(format!("{} {}", release.config.name, release.config.version))
+            subject.ok(format!("{} {}", release.config.name, release.version()))
         }
         Held { .. } => subject.note("empty: until the first update there is nothing to go back to"),
     }

@@ -103,7 +103,7 @@ impl<'a> Engine<'a> {
         self.progress.say(&format!(
             "Writing {} {} to slot {slot}{}.",
             release.config.name,
-            release.config.version,
+            release.version(),
             lost.unwrap_or_default()
         ));
         let after = |error: InstallError| (why(&error), RUNNING_UNTOUCHED);
@@ -138,7 +138,8 @@ impl<'a> Engine<'a> {
                 };
                 self.progress.say(&format!(
                     "{} {} lies in slot {slot} already; nothing is fetched or written, it is read back.",
-                    release.config.name, release.config.version
+                    release.config.name,
+                    release.version()
                 ));
                 let proven = Install::present(release, self.target(slot)?).prove(self.progress);
                 proven.map_err(|error| {
@@ -151,6 +152,8 @@ impl<'a> Engine<'a> {
         Mark::forget(self.machine.state_dir(), slot)
             .map_err(|e| (Why::new(Reason::StateUnreadable, chain(&e)), RUNNING_UNTOUCHED))?;
         self.have_firmware_start_again(tries);
+        // The flip of the OS flips its services: they are written down before it, and never after.
+        self.settle_services(slot, proven.release()).map_err(|why| (why, RUNNING_UNTOUCHED))?;
         proven.arm(tries).map_err(after)?;
         self.run.armed = true;
         Ok(moment(self.machine, self.boot_id()?))

@@ -85,7 +85,7 @@ impl Engine<'_> {
     /// What programs of the image are told.
     pub(super) fn context(&self, seen: &Seen) -> health::Context {
         let slot = seen.observation.running;
-        let version = seen.releases[slot.index()].as_ref().map(|release| release.config.version.clone());
+        let version = seen.releases[slot.index()].as_ref().map(|release| release.version().to_owned());
         health::Context {
             slot,
             version: version.unwrap_or_default(),

@@ -7,11 +7,14 @@ use serde::Serialize;
 use switchback_bootloader::boot_state::SlotBoot;
 use switchback_partitions::slot::Slot;
 
+use crate::config::service::Name;
 use crate::digest::Digest;
 use crate::health::{CheckResult, HealthReport};
 use crate::install::{ReleaseName, Traffic};
+use crate::lifecycle;
 use crate::logs::StartLog;
 use crate::reason::Reason;
+use crate::services::orders::ServiceMoved;
 
 /// How far an update or rollback goes by itself.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -197,6 +200,23 @@ pub struct Status {
     pub source: Option<String>,
     /// True when a watchdog is held: a hang ends by itself.
     pub watchdog: bool,
+    /// The services of the running slot and what serves each; empty where there are none.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub services: Vec<ServiceLine>,
+    /// The release that the services follow without a restart, where it is not the one that lies in the slot.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub services_follow: Option<lifecycle::Release>,
+}
+
+/// A service in a line.
+#[derive(Debug, Clone, Serialize)]
+pub struct ServiceLine {
+    /// Its name.
+    pub name: Name,
+    /// What it serves; `None`: nothing.
+    pub release: Option<lifecycle::Release>,
+    /// The image that the release binds it to, where that is another one.
+    pub drift: Option<Digest>,
 }
 
 /// A release that failed its trial.
@@ -241,6 +261,8 @@ pub enum Outcome {
     Disarmed,
     /// Armed, and the reboot was ordered.
     Rebooting,
+    /// The OS is the same: the services moved, and nothing restarts.
+    Moved,
 }
 
 /// The answer to `update` and `rollback`.
@@ -260,6 +282,9 @@ pub struct Update {
     pub tries: u8,
     /// For people: why nothing was done, or what comes next.
     pub detail: String,
+    /// The services that moved with it, without a restart.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub services: Vec<ServiceMoved>,
 }
 
 /// One entry of the history.

@@ -24,6 +24,7 @@ use crate::logs;
 use crate::progress::Phase as Work;
 use crate::reason::Reason;
 use crate::registry::{Registry, RegistryAccess};
+use crate::services;
 use crate::trust::policy::admit;
 
 impl Engine<'_> {
@@ -52,6 +53,8 @@ impl Engine<'_> {
             last: self.newest(1).pop(),
             source: self.config.source.image.clone(),
             watchdog: self.machine.watchdog_held(),
+            services: self.service_lines(&seen),
+            services_follow: self.services_follow(&seen),
             slots,
         })))
     }
@@ -108,18 +111,30 @@ impl Engine<'_> {
         let order = Box::new(order(&release, to.is_some(), goal));
         let event = Event::UpdateOrdered(order, Box::new(seen.observation.clone()));
         let mut answer = self.blank(release.name(), seen.observation.running.other());
+        let planned = step(&self.state, event.clone(), &self.policy(true)).1;
+        // What an operator did to one service stays until the release is named again.
+        let is_wanted = match planned {
+            Action::Refuse(_) => false,
+            Action::Nothing | Action::Ignored => to.is_some(),
+            _ => true,
+        };
+        if is_wanted && self.has_the_running_os(&release, &seen) {
+            return self.move_services((&release, &*registry), &seen, (to.is_some(), reach), began);
+        }
         if reach == Reach::DryRun {
-            let (_, action) = step(&self.state, event, &self.policy(true));
-            return self.dry_run(action, answer, Some((&release, &*registry))).map(Answer::Update);
+            return self.dry_run(planned, answer, Some((&release, &*registry))).map(Answer::Update);
         }
         // Refused here, it leaves every byte as it was, the records too.
-        let indexes = match step(&self.state, event.clone(), &self.policy(true)).1 {
+        let indexes = match &planned {
             Action::Install { .. } => {
                 anew.iter().for_each(|words| self.progress.say(words));
                 self.cleared_for(&release, &*registry)?
             }
             _ => Vec::new(),
         };
+        if matches!(planned, Action::Install { .. } | Action::Arm { .. }) {
+            self.fetch_services(&release, &*registry, seen.observation.running)?;
+        }
         self.remember_registry(&*registry);
         self.run.candidate = Some(Candidate { release, registry, indexes });
         let rest = self.drive(event, reach, &self.policy(true))?;
@@ -142,6 +157,11 @@ impl Engine<'_> {
             self.settle()?;
         }
         let seen = self.observe()?;
+        if self.state.phase.name() == "idle"
+            && let Some(answer) = self.services_rollback(&seen, reach, began)?
+        {
+            return Ok(answer);
+        }
         let slot = seen.observation.running.other();
         let unknown = || ReleaseName {
             name: "nothing".into(),
@@ -289,7 +309,7 @@ impl Engine<'_> {
         Ok((release, registry))
     }
 
-    fn blank(&self, release: ReleaseName, slot: Slot) -> Update {
+    pub(super) fn blank(&self, release: ReleaseName, slot: Slot) -> Update {
         Update {
             outcome: Outcome::Unchanged,
             release,
@@ -298,6 +318,7 @@ impl Engine<'_> {
             seconds: 0.0,
             tries: self.config.boot.tries,
             detail: String::new(),
+            services: Vec::new(),
         }
     }
 
@@ -377,7 +398,15 @@ impl Engine<'_> {
         match health::checks_of(self.config) {
             Ok(checks) => {
                 let built_in = self.can_update_again(limits.deadline);
-                self.runtime.block_on(health::run(&checks, limits, &context, built_in))
+                let (folder, running) = (self.machine.state_dir(), seen.observation.running);
+                let services = services::follow::well(self.config, folder, running);
+                self.runtime.block_on(async {
+                    let services = health::services(services, limits.deadline);
+                    let (mut report, services) =
+                        tokio::join!(health::run(&checks, limits, &context, built_in), services);
+                    report.checks.extend(services);
+                    report
+                })
             }
             Err(error) => HealthReport {
                 checks: vec![CheckResult {

@@ -8,6 +8,7 @@ mod aftermath;
 pub mod answers;
 mod ask;
 mod autopsy;
+mod bound;
 mod can_update;
 mod held;
 mod observe;
@@ -23,6 +24,7 @@ use std::time::Instant;
 use switchback_partitions::slot::Slot;
 
 pub(crate) use self::held::{Fault, Held, Look};
+pub(crate) use self::observe::summary;
 
 use self::answers::{Answer, Reach, Request};
 use self::observe::Seen;

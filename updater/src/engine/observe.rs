@@ -16,6 +16,7 @@ use crate::init::stage::{self, Mark};
 use crate::install::Release;
 use crate::lifecycle::{self, Moment, Observation, Stage};
 use crate::reason::Reason;
+use crate::services::follow::follows_instead;
 use crate::trust::Policy;
 
 /// An observation with what was seen on the way to it.
@@ -85,13 +86,15 @@ pub fn observe(
             known.marks.insert(mark.boot_id, (slot, reached));
         }
     }
-    let observation = Observation {
-        running: witness.slot,
-        boot,
-        slots: [0, 1].map(|index| releases[index].as_ref().map(summary)),
-        now: moment(machine, witness.boot_id),
-        known,
-    };
+    let mut slots = [0, 1].map(|index| releases[index].as_ref().map(summary));
+    // Moved without a restart: the OS in the slot is the same, and what runs is another release of it.
+    if let Some(running) = &releases[witness.slot.index()]
+        && let Some(follows) = follows_instead(machine.state_dir(), witness.slot, &running.image)
+    {
+        slots[witness.slot.index()] = Some(follows);
+    }
+    let observation =
+        Observation { running: witness.slot, boot, slots, now: moment(machine, witness.boot_id), known };
     let evidence = witness.evidence;
     Ok(Seen { observation, releases, contents, problems, evidence, bootloader: bootloader.name() })
 }
@@ -100,7 +103,7 @@ pub fn observe(
 pub fn summary(release: &Release) -> lifecycle::Release {
     lifecycle::Release {
         digest: release.digest,
-        version: release.config.version.clone(),
+        version: release.version().to_owned(),
         security_version: release.config.security_version,
     }
 }

@@ -56,7 +56,7 @@ impl Engine<'_> {
             (Content::HalfWritten, ..) => (Soundness::HalfWritten, String::new()),
             (_, None, None) => (Soundness::Empty, String::new()),
             (_, None, Some(release)) => {
-                self.progress.say(&format!("Reading slot {slot}, {}.", release.config.version));
+                self.progress.say(&format!("Reading slot {slot}, {}.", release.version()));
                 let partitions = layout.slot(slot);
                 let window = |extent: &Extent| {
                     let window = Window::new(whole.clone(), extent.offset, extent.len);

@@ -23,6 +23,8 @@ use crate::reason::{Reason, Why};
 pub const HEALTH_DIR: &str = "usr/lib/switchback/health.d";
 /// The name of the built-in check.
 pub const BUILT_IN: &str = "can-update-again";
+/// The name of the check of the services.
+const SERVICES: &str = "services";
 
 /// What the checks are told of the machine.
 #[derive(Debug, Clone)]
@@ -161,14 +163,33 @@ pub async fn run(
     run_once(checks, &scripts, limits.deadline, context).await
 }
 
+/// Whether the services are well, as a check of its own beside all others; none where there are no services.
+pub async fn services(
+    asked: impl Future<Output = Option<Result<(), String>>>,
+    deadline: Duration,
+) -> Option<CheckResult> {
+    let mut there = true;
+    let asked = async {
+        let answer = asked.await;
+        there = answer.is_some();
+        answer.unwrap_or(Ok(()))
+    };
+    let result = result_of(SERVICES, asked, Instant::now() + deadline).await;
+    there.then_some(result)
+}
+
 async fn built_in_result(built_in: impl Future<Output = Result<(), String>>, by: Instant) -> CheckResult {
+    result_of(BUILT_IN, built_in, by).await
+}
+
+async fn result_of(name: &str, asked: impl Future<Output = Result<(), String>>, by: Instant) -> CheckResult {
     let start = Instant::now();
-    let (outcome, detail) = match tokio::time::timeout_at(by, built_in).await {
+    let (outcome, detail) = match tokio::time::timeout_at(by, asked).await {
         Ok(Ok(())) => (CheckOutcome::Passed, String::new()),
         Ok(Err(detail)) => (CheckOutcome::Failed, detail),
         Err(_) => (CheckOutcome::DeadlineMissed, "no answer within the deadline".to_owned()),
     };
-    CheckResult { name: BUILT_IN.into(), outcome, attempts: 1, millis: millis_since(start), detail }
+    CheckResult { name: name.into(), outcome, attempts: 1, millis: millis_since(start), detail }
 }
 
 async fn run_once(

@@ -7,6 +7,7 @@ pub mod config;
 pub mod frame;
 pub mod index;
 pub mod manifest;
+pub mod release;
 
 mod text;
 

@@ -162,6 +162,11 @@ impl<'a> Install<'a, Written> {
 }
 
 impl Install<'_, Proven> {
+    /// What was proven.
+    pub fn release(&self) -> &Release {
+        &self.release
+    }
+
     /// Step 4, the commit point: one boot-record write. `tries` starts are granted.
     pub fn arm(self, tries: u8) -> Result<Traffic, InstallError> {
         let bootloader = &self.target.bootloader;

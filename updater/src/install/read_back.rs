@@ -72,7 +72,7 @@ pub(super) fn boot_set(release: &Release, files: Vec<BootFile>) -> BootFiles {
     BootFiles {
         files,
         cmdline: config.cmdline.clone(),
-        title: format!("{} {}", config.name, config.version),
+        title: format!("{} {}", config.name, release.version()),
         passport: release.passport.documents(),
     }
 }

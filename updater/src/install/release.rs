@@ -3,13 +3,14 @@
 //! Not here: how signatures are judged (`trust`), the slot. Rule: nothing of this module writes to the disk; a release
 //! that is refused here leaves every byte of it as it was.
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use super::InstallError;
 use crate::digest::Digest;
 use crate::image::config::{CONFIG_BYTES_MAX, OsConfig, VerityInfo};
 use crate::image::index::Index;
-use crate::image::manifest::{MANIFEST_BYTES_MAX, OsManifest};
+use crate::image::manifest::{Descriptor, MANIFEST_BYTES_MAX, OsManifest};
+use crate::image::release::{RELEASE_BYTES_MAX, ReleaseIndex, is_release_index};
 use crate::registry::{Registry, evidence};
 use crate::trust::{Evidence, Policy, Verified, verify};
 
@@ -30,8 +31,16 @@ pub struct Passport {
     pub manifest: Vec<u8>,
     /// Its config.
     pub config: Vec<u8>,
-    /// The signatures over the manifest's digest, as JSON of [`Evidence`].
+    /// What vouches for the manifest, as JSON of [`Vouchers`].
     pub signatures: Vec<u8>,
+}
+
+/// What was signed, and the signatures: those of the OS image's manifest, or a release index that names it and theirs.
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(untagged)]
+enum Vouchers {
+    Image(Vec<Evidence>),
+    Release { release: String, signatures: Vec<Evidence> },
 }
 
 impl Passport {
@@ -45,8 +54,13 @@ impl Passport {
 /// A verified release.
 #[derive(Debug, Clone)]
 pub struct Release {
-    /// Digest of the OS image's manifest: what was signed and what is quarantined.
+    /// What was signed and what is quarantined: the digest of the OS image's manifest, or of the index that binds it to its
+    /// services.
     pub digest: Digest,
+    /// Digest of the OS image's manifest.
+    pub image: Digest,
+    /// What binds the OS image to its services, where that was signed.
+    pub bound: Option<Verified<ReleaseIndex>>,
     /// The manifest.
     pub manifest: Verified<OsManifest>,
     /// The config.
@@ -75,30 +89,62 @@ impl Release {
     ) -> Result<Release, InstallError> {
         let found = evidence::collect(registry, &digest).await?;
         let signed = verify(policy, &digest, &found)?;
-        let manifest_bytes = registry.manifest(&digest, MANIFEST_BYTES_MAX).await?;
-        let manifest = signed.open_manifest(&manifest_bytes)?;
+        let bytes = registry.manifest(&digest, MANIFEST_BYTES_MAX.max(RELEASE_BYTES_MAX)).await?;
+        let (bound, image, manifest_bytes, vouchers) = match is_release_index(&bytes) {
+            false => (None, signed, bytes, Vouchers::Image(found)),
+            true => {
+                let bound = signed.open_release(&bytes)?;
+                let image = bound.os();
+                let manifest = registry.manifest(&image, MANIFEST_BYTES_MAX).await?;
+                // Signed bytes are kept as they are: their digest is what the signatures are over.
+                let release = String::from_utf8(bytes).map_err(|_| InstallError::Worker)?;
+                (Some(bound), image, manifest, Vouchers::Release { release, signatures: found })
+            }
+        };
+        let manifest = image.open_manifest(&manifest_bytes)?;
         let config_bytes = registry.blob(&manifest.config, CONFIG_BYTES_MAX).await?;
         let config = manifest.open_config(&config_bytes)?;
-        let signatures = serde_json::to_vec(&found).map_err(|_| InstallError::Worker)?;
+        let signatures = serde_json::to_vec(&vouchers).map_err(|_| InstallError::Worker)?;
         let passport = Passport { manifest: manifest_bytes, config: config_bytes, signatures };
-        Ok(Release { digest, manifest, config, passport })
+        Ok(Release { digest, image: *image, bound, manifest, config, passport })
     }
 
     /// Verifies a passport again, as `rollback` and every start do: the files lay where anyone with root could write.
     pub fn from_passport(passport: Passport, policy: &Policy) -> Result<Release, InstallError> {
-        let digest = Digest::of(&passport.manifest);
-        let found: Vec<Evidence> = serde_json::from_slice(&passport.signatures)
+        let vouchers: Vouchers = serde_json::from_slice(&passport.signatures)
             .map_err(|source| InstallError::Passport { source })?;
-        let manifest = verify(policy, &digest, &found)?.open_manifest(&passport.manifest)?;
+        let (digest, bound, image) = match vouchers {
+            Vouchers::Image(found) => {
+                let digest = Digest::of(&passport.manifest);
+                (digest, None, verify(policy, &digest, &found)?)
+            }
+            Vouchers::Release { release, signatures } => {
+                let digest = Digest::of(release.as_bytes());
+                let bound = verify(policy, &digest, &signatures)?.open_release(release.as_bytes())?;
+                let image = bound.os();
+                (digest, Some(bound), image)
+            }
+        };
+        let manifest = image.open_manifest(&passport.manifest)?;
         let config = manifest.open_config(&passport.config)?;
-        Ok(Release { digest, manifest, config, passport })
+        Ok(Release { digest, image: *image, bound, manifest, config, passport })
+    }
+
+    /// What it calls itself: the release, or the OS image where nothing else is bound to it.
+    pub fn version(&self) -> &str {
+        self.bound.as_ref().map_or(&self.config.version, |bound| &bound.version)
+    }
+
+    /// The images that it binds to its OS, by service.
+    pub fn services(&self) -> impl Iterator<Item = (&String, &Descriptor)> {
+        self.bound.iter().flat_map(|bound| bound.services.iter())
     }
 
     /// Name, version and digest.
     pub fn name(&self) -> ReleaseName {
         ReleaseName {
             name: self.config.name.clone(),
-            version: self.config.version.clone(),
+            version: self.version().to_owned(),
             digest: self.digest,
         }
     }

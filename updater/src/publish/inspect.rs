@@ -9,7 +9,10 @@ use super::layer::ChunkStatistics;
 use crate::digest::Digest;
 use crate::image::config::{ConfigError, OsConfig, Requirements};
 use crate::image::index::{Index, IndexError};
-use crate::image::manifest::{MANIFEST_BYTES_MAX, ManifestError, OsManifest, SlotLayer, boot_word};
+use crate::image::manifest::{
+    Descriptor, MANIFEST_BYTES_MAX, ManifestError, OsManifest, SlotLayer, boot_word,
+};
+use crate::image::release::{RELEASE_BYTES_MAX, ReleaseIndex, ReleaseIndexError, is_release_index};
 use crate::registry::{Registry, RegistryError, evidence};
 use crate::trust::Evidence;
 
@@ -54,7 +57,10 @@ pub struct Inspection {
     pub slots: Vec<SlotInspection>,
     /// Boot files.
     pub boot: Vec<BootInspection>,
-    /// Bytes of manifest and all blobs: what a registry keeps.
+    /// The services that are bound to the OS image.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub services: Vec<ServiceInspection>,
+    /// Bytes of the OS image's manifest and all its blobs: what a registry keeps.
     pub stored_bytes: u64,
     /// Bytes that a device without any older release fetches: zero runs left out.
     pub fetch_bytes: u64,
@@ -95,6 +101,15 @@ pub struct BootInspection {
     pub bytes: u64,
 }
 
+/// A service's image in a release.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct ServiceInspection {
+    /// The service.
+    pub name: String,
+    /// Its image's manifest or index.
+    pub digest: Digest,
+}
+
 /// One signature as it was found.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 pub struct SignatureInspection {
@@ -116,6 +131,9 @@ pub enum ReadError {
     /// The config was refused.
     #[error(transparent)]
     Config(#[from] ConfigError),
+    /// The index of a release was refused.
+    #[error(transparent)]
+    Release(#[from] ReleaseIndexError),
     /// An index was refused.
     #[error("while reading the index of the slot layer `{name}`")]
     Index {
@@ -149,7 +167,10 @@ async fn read_index(registry: &dyn Registry, layer: &SlotLayer, raw_bytes: u64) 
 
 /// Describes the release `digest`.
 pub async fn inspect(registry: &dyn Registry, digest: &Digest) -> Result<Inspection, ReadError> {
-    let release = read(registry, digest).await?;
+    let bytes = registry.manifest(digest, RELEASE_BYTES_MAX).await?;
+    let bound = is_release_index(&bytes).then(|| ReleaseIndex::parse(&bytes)).transpose()?;
+    let image = bound.as_ref().map_or(*digest, |bound| bound.os.digest);
+    let release = read(registry, &image).await?;
     let signatures = evidence::collect(registry, digest).await?;
     let UnverifiedRelease { manifest_bytes, manifest, config, indexes } = release;
     let slots: Vec<SlotInspection> = (0..indexes.len())
@@ -165,7 +186,7 @@ pub async fn inspect(registry: &dyn Registry, digest: &Digest) -> Result<Inspect
         kind: config.kind,
         product: config.product,
         name: config.name,
-        version: config.version,
+        version: bound.as_ref().map_or(config.version, |bound| bound.version.clone()),
         security_version: config.security_version,
         compatible: config.compatible,
         requirements: config.requirements,
@@ -174,6 +195,7 @@ pub async fn inspect(registry: &dyn Registry, digest: &Digest) -> Result<Inspect
         fetch_bytes: documents + boot_bytes + fetched,
         slots,
         boot,
+        services: bound.into_iter().flat_map(|bound| bound.services).map(describe_service).collect(),
         signatures: signatures.iter().map(describe_signature).collect(),
     })
 }
@@ -190,6 +212,10 @@ fn describe_slot(layer: &SlotLayer, config: &OsConfig, slot: usize, index: &Inde
         verity_root: content.verity.as_ref().map(|verity| hex::encode(verity.root)),
         chunks: ChunkStatistics::of(index),
     }
+}
+
+fn describe_service((name, image): (String, Descriptor)) -> ServiceInspection {
+    ServiceInspection { name, digest: image.digest }
 }
 
 fn describe_boot(file: &crate::image::manifest::BootLayer) -> BootInspection {

@@ -2,6 +2,7 @@
 //!
 //! Not here: anything a device runs. Rule: the same inputs give the same bytes, whatever the machine or number of threads.
 
+pub mod bind;
 pub mod build;
 pub mod chunker;
 pub mod container;

@@ -14,6 +14,7 @@ use sha2::{Digest as _, Sha256};
 use super::inspect::{self, ReadError};
 use crate::digest::Digest;
 use crate::image::manifest::{Descriptor, MANIFEST_MEDIA_TYPE};
+use crate::image::release::{ReleaseIndex, is_release_index};
 use crate::registry::evidence::signature_tag;
 use crate::registry::{MANIFEST_BYTES_MAX, Registry, RegistryError};
 
@@ -21,6 +22,11 @@ use crate::registry::{MANIFEST_BYTES_MAX, Registry, RegistryError};
 const REFERRER_BLOB_BYTES_MAX: u64 = 256 << 20;
 /// The most blobs of one signature manifest or referrer.
 const REFERRER_BLOBS_MAX: usize = 256;
+
+/// Indexes of container images may name indexes, but not for ever.
+const CONTAINER_DEPTH_MAX: usize = 3;
+/// The most layers of a container image, or images of an index.
+const CONTAINER_PARTS_MAX: usize = 512;
 
 /// How a release is copied.
 #[derive(Debug, Clone, Default)]
@@ -109,6 +115,14 @@ pub enum PushError {
         /// Which.
         digest: Digest,
     },
+    /// A service's image is no container image.
+    #[error(
+        "while reading the container image {digest}: it is neither a manifest nor an index of at most {CONTAINER_PARTS_MAX} parts"
+    )]
+    Container {
+        /// Which.
+        digest: Digest,
+    },
     /// No room for a blob on its way.
     #[error("while keeping a blob on its way in a temporary file")]
     Temporary {
@@ -125,25 +139,108 @@ pub async fn push_release(
     options: &PushOptions,
     progress: &(dyn Fn(PushEvent<'_>) + Send + Sync),
 ) -> Result<Pushed, PushError> {
-    let release = inspect::read(from, digest)
-        .await
-        .map_err(|source| PushError::Release { place: from.place(), source: Box::new(source) })?;
-    let pushed = Pushed { digest: *digest, blobs_sent: 0, blobs_present: 0, bytes_sent: 0, attached: 0 };
+    let whole = Whole::read(from, digest).await?;
+    copy_whole(from, &whole, to, options, progress).await
+}
+
+/// Copies a container image, of one kind of machine or of several, as it is.
+pub(super) async fn push_container(
+    from: &dyn Registry,
+    digest: &Digest,
+    to: &dyn Registry,
+    progress: &(dyn Fn(PushEvent<'_>) + Send + Sync),
+) -> Result<Pushed, PushError> {
+    let mut whole = Whole::default();
+    whole.container(from, digest, 0).await?;
+    copy_whole(from, &whole, to, &PushOptions::default(), progress).await
+}
+
+async fn copy_whole(
+    from: &dyn Registry,
+    whole: &Whole,
+    to: &dyn Registry,
+    options: &PushOptions,
+    progress: &(dyn Fn(PushEvent<'_>) + Send + Sync),
+) -> Result<Pushed, PushError> {
+    let last = whole.manifests.last().map(Vec::as_slice).unwrap_or_default();
+    let digest = Digest::of(last);
+    let pushed = Pushed { digest, blobs_sent: 0, blobs_present: 0, bytes_sent: 0, attached: 0 };
     let mut copy = Copy { from, to, progress, pushed, done: BTreeSet::new() };
-    let blobs: Vec<&Descriptor> = release.manifest.descriptors().collect();
-    progress(PushEvent::Begin { bytes: blobs.iter().map(|blob| blob.size).sum() });
-    for blob in blobs {
+    progress(PushEvent::Begin { bytes: whole.blobs.iter().map(|blob| blob.size).sum() });
+    for blob in &whole.blobs {
         copy.blob(blob).await?;
     }
-    copy.manifest(None, &release.manifest_bytes).await?;
+    for manifest in &whole.manifests {
+        copy.manifest(None, manifest).await?;
+    }
     if options.with_signatures {
-        copy.attached(digest).await?;
+        copy.attached(&digest).await?;
     }
     // The tag last: who follows it finds the release whole, and signed if it was.
     if let Some(tag) = &options.tag {
-        copy.manifest(Some(tag), &release.manifest_bytes).await?;
+        copy.manifest(Some(tag), last).await?;
     }
     Ok(copy.pushed)
+}
+
+/// All that belongs to one name: blobs, and manifests with what they name before them.
+#[derive(Default)]
+struct Whole {
+    blobs: Vec<Descriptor>,
+    manifests: Vec<Vec<u8>>,
+}
+
+impl Whole {
+    /// A release: an OS image, or an index that binds one to its services.
+    async fn read(from: &dyn Registry, digest: &Digest) -> Result<Whole, PushError> {
+        let mut whole = Whole::default();
+        let bytes = from.manifest(digest, MANIFEST_BYTES_MAX).await;
+        let bytes = bytes.map_err(|error| unread(from, error.into()))?;
+        if !is_release_index(&bytes) {
+            whole.os(from, digest).await?;
+            return Ok(whole);
+        }
+        let index = ReleaseIndex::parse(&bytes).map_err(|error| unread(from, error.into()))?;
+        whole.os(from, &index.os.digest).await?;
+        for service in index.services.values() {
+            whole.container(from, &service.digest, 0).await?;
+        }
+        whole.manifests.push(bytes);
+        Ok(whole)
+    }
+
+    async fn os(&mut self, from: &dyn Registry, digest: &Digest) -> Result<(), PushError> {
+        let release = inspect::read(from, digest).await.map_err(|source| unread(from, source))?;
+        self.blobs.extend(release.manifest.descriptors().cloned());
+        self.manifests.push(release.manifest_bytes);
+        Ok(())
+    }
+
+    /// A container image or an index of some, read without opinion.
+    async fn container(
+        &mut self,
+        from: &dyn Registry,
+        digest: &Digest,
+        depth: usize,
+    ) -> Result<(), PushError> {
+        let bytes = from.manifest(digest, MANIFEST_BYTES_MAX).await;
+        let bytes = bytes.map_err(|error| unread(from, error.into()))?;
+        let wrong = || PushError::Container { digest: *digest };
+        let parsed: AnyManifest = serde_json::from_slice(&bytes).map_err(|_| wrong())?;
+        if depth > CONTAINER_DEPTH_MAX || parsed.manifests.len() + parsed.layers.len() > CONTAINER_PARTS_MAX {
+            return Err(wrong());
+        }
+        self.blobs.extend(parsed.config.into_iter().chain(parsed.layers));
+        for inner in parsed.manifests {
+            Box::pin(self.container(from, &inner.digest, depth + 1)).await?;
+        }
+        self.manifests.push(bytes);
+        Ok(())
+    }
+}
+
+fn unread(from: &dyn Registry, source: ReadError) -> PushError {
+    PushError::Release { place: from.place(), source: Box::new(source) }
 }
 
 struct Copy<'a> {
@@ -179,6 +276,8 @@ struct AnyManifest {
     config: Option<Descriptor>,
     #[serde(default)]
     layers: Vec<Descriptor>,
+    #[serde(default)]
+    manifests: Vec<Descriptor>,
 }
 
 impl Copy<'_> {

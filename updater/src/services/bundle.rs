@@ -121,8 +121,8 @@ impl Slotted<'_> {
     pub fn spec(&self) -> Result<Value, BundleError> {
         let User { uid, gid } = self.user()?;
         let caps = self.capabilities()?;
-        let config = self.image.config.config().as_ref();
-        let cwd = config.and_then(|config| config.working_dir().clone()).filter(|cwd| cwd.starts_with('/'));
+        let config = self.image.config.config.as_ref();
+        let cwd = config.and_then(|config| config.working_dir.clone()).filter(|cwd| cwd.starts_with('/'));
         let (port_switch, first_port) = FREE_PORTS;
         Ok(json!({
             "ociVersion": "1.0.2",
@@ -160,9 +160,9 @@ impl Slotted<'_> {
 
     /// The declaration's command, or the image's entry point and its arguments.
     fn args(&self) -> Result<Vec<String>, BundleError> {
-        let config = self.image.config.config().as_ref();
+        let config = self.image.config.config.as_ref();
         let own = || {
-            let parts = config.map(|config| [config.entrypoint().clone(), config.cmd().clone()]);
+            let parts = config.map(|config| [config.entrypoint.clone(), config.cmd.clone()]);
             parts.into_iter().flatten().flatten().flatten().collect()
         };
         let args: Vec<String> =
@@ -175,8 +175,8 @@ impl Slotted<'_> {
 
     /// The image's environment with the declaration's on top; nothing of this process's own.
     fn env(&self) -> Vec<String> {
-        let config = self.image.config.config().as_ref();
-        let image = config.and_then(|config| config.env().clone()).unwrap_or_default();
+        let config = self.image.config.config.as_ref();
+        let image = config.and_then(|config| config.env.clone()).unwrap_or_default();
         let key = |line: &String| line.split('=').next().unwrap_or_default().to_owned();
         let mut env: Vec<String> =
             image.into_iter().filter(|line| !self.service.env.contains_key(&key(line))).collect();
@@ -199,8 +199,8 @@ impl Slotted<'_> {
 
     /// The user and group of the declaration, or the image's, or root; names are looked up in the image.
     pub fn user(&self) -> Result<User, BundleError> {
-        let config = self.image.config.config().as_ref();
-        let image = || config.and_then(|config| config.user().clone());
+        let config = self.image.config.config.as_ref();
+        let image = || config.and_then(|config| config.user.clone());
         let text = self.service.user.clone().or_else(image).unwrap_or_default();
         let (user, group) =
             text.split_once(':').map_or((&text[..], None), |(user, group)| (user, Some(group)));

@@ -10,10 +10,9 @@ use switchback_partitions::slot::Slot;
 use uuid::Uuid;
 
 use super::host::{Host, Member, SlotError};
-use super::set::{Held, Record, Set};
+use super::set::{Held, Record, Set, Which};
 use super::store::Stored;
 use crate::config::service::{Mode, Name, Service};
-use crate::digest::Digest;
 use crate::engine::{Failure, NOTHING_CHANGED, chain};
 use crate::facts::{Fact, Facts, state_file};
 use crate::host::clock::Clock;
@@ -78,7 +77,7 @@ impl<'a> Life<'a> {
         runtime: &'a tokio::runtime::Runtime,
     ) -> Result<Life<'a>, Failure> {
         let unreadable = |error: crate::facts::FactsError| Failure::before(error.reason(), error);
-        let mut set = Set::load(records.folder, records.os).map_err(unreadable)?;
+        let mut set = Set::load(records.folder, Which::Of(records.os)).map_err(unreadable)?;
         let Some(record) = set.record(name) else {
             return Err(Failure::refused(Why::new(
                 Reason::NotSupported,
@@ -121,13 +120,13 @@ impl<'a> Life<'a> {
         self.drive(started).map(drop)
     }
 
-    /// Moves to a verified image that is in the store.
-    pub fn update(&mut self, held: Held) -> Result<Done, Failure> {
+    /// Moves to a verified image that is in the store. `named` when a person named it: what was held back or failed before is
+    /// then moved to all the same as far as `lifecycle` lets an order do that.
+    pub fn update(&mut self, held: Held, named: bool) -> Result<Done, Failure> {
         self.settle()?;
         let (before, release) = (self.state.next_seq, held.release.clone());
         self.candidate = Some(held);
-        // An operator names the image in the declaration: an older one is as welcome as a newer.
-        let order = Order { candidate: release, named: true, below_floor: false, goal: Goal::Trial };
+        let order = Order { candidate: release, named, below_floor: false, goal: Goal::Trial };
         self.drive(Event::UpdateOrdered(Box::new(order), Box::new(self.observe())))?;
         self.done(before)
     }
@@ -161,7 +160,8 @@ impl<'a> Life<'a> {
         if let Some(record) = set.record(self.member.name) {
             change(record);
         }
-        set.store(self.set_folder, self.os).map_err(|error| Why::new(error.reason(), chain(&error)))?;
+        set.store(self.set_folder, Which::Of(self.os))
+            .map_err(|error| Why::new(error.reason(), chain(&error)))?;
         self.set = set;
         Ok(())
     }
@@ -388,11 +388,6 @@ impl<'a> Life<'a> {
             Some(_) => self.member.runs(serving),
             None => Ok(true),
         }
-    }
-
-    /// Every image that a slot of a service counts on.
-    pub fn images(&self) -> impl Iterator<Item = Digest> + '_ {
-        self.set.services.values().flat_map(|record| record.slots.iter().flatten()).map(|held| held.image)
     }
 }
 

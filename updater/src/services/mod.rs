@@ -4,6 +4,7 @@
 //! nothing here touches the OS boot record; what a service may do is what its declaration grants (`config::service`).
 
 pub mod bundle;
+pub mod follow;
 pub mod host;
 pub mod life;
 pub mod network;

@@ -12,10 +12,10 @@ use switchback_partitions::slot::Slot;
 
 use super::host::{Host, Member, SlotError};
 use super::life::{Done, Life, Records};
-use super::set::{Held, Set};
+use super::set::{Held, Set, Which};
 use crate::config::Config;
 use crate::config::service::{Mode, Name, Service};
-use crate::container::{ContainerError, ContainerRequest, Platform};
+use crate::container::{ContainerError, ContainerRequest, ImageConfig, Platform};
 use crate::digest::Digest;
 use crate::engine::source::{self, policy_of, resolve};
 use crate::engine::{Failure, chain, host_reason};
@@ -26,16 +26,19 @@ use crate::install::{registry_reason, trust_reason};
 use crate::lifecycle::{Outcome, Release};
 use crate::progress::Progress;
 use crate::reason::{Reason, Why};
-use crate::registry::{evidence, reference::Reference};
+use crate::registry::{Registry, evidence, reference::Reference};
 use crate::trust;
 
 /// What an image calls its version, and how its security version counts.
 const VERSION_LABEL: &str = "org.opencontainers.image.version";
 const SECURITY_LABEL: &str = "io.switchback.security-version";
 /// What raises the bound of an image.
-const SIZE_KNOB: &str = "`image_size_max` of the service";
+pub(super) const SIZE_KNOB: &str = "`image_size_max` of the service";
 /// How often the daemon looks whether every service runs.
 const LOOK: Duration = Duration::from_secs(1);
+/// How long an order waits for another process that changes services, and between two tries.
+const LOCK_PATIENCE: Duration = Duration::from_secs(5);
+const LOCK_LOOK: Duration = Duration::from_millis(20);
 /// The longest pause before a service that ended is started again.
 const BACKOFF_MAX: Duration = Duration::from_secs(60);
 
@@ -90,11 +93,11 @@ pub struct ServiceMoved {
 
 /// The services of this machine, while this process may change them.
 pub struct Services<'a> {
-    config: &'a Config,
-    progress: &'a dyn Progress,
-    host: Host,
-    folder: Folder,
-    os: Slot,
+    pub(super) config: &'a Config,
+    pub(super) progress: &'a dyn Progress,
+    pub(super) host: Host,
+    pub(super) folder: Folder,
+    pub(super) os: Slot,
     runtime: tokio::runtime::Runtime,
 }
 
@@ -116,8 +119,9 @@ impl<'a> Services<'a> {
         let _lock = self.lock()?;
         let held = self.fetch(name, service, to)?;
         let mut life = self.life(name, service)?;
-        let done = life.update(held)?;
-        self.collect(&life)?;
+        // An operator names the image in the declaration: an older one is as welcome as a newer.
+        let done = life.update(held, true)?;
+        self.collect()?;
         self.moved(name, &done, began)
     }
 
@@ -135,7 +139,7 @@ impl<'a> Services<'a> {
             self.config.service.iter().map(|(name, service)| (name, service, Watch::default())).collect();
         while !self.progress.stopped() {
             // An order in another process has the lock: it brings the services to where they belong itself.
-            if let Ok(_lock) = self.lock() {
+            if let Ok(_lock) = lock(&self.folder) {
                 for (name, service, watch) in &mut watches {
                     if let Err(failure) = self.look_after(name, service, watch) {
                         tracing::error!(service = %name, why = %failure.why, "not as it should be");
@@ -166,25 +170,57 @@ impl<'a> Services<'a> {
         Ok(())
     }
 
-    fn life(&self, name: &'a Name, service: &'a Service) -> Result<Life<'_>, Failure> {
+    pub(super) fn life<'b>(&'b self, name: &'b Name, service: &'b Service) -> Result<Life<'b>, Failure> {
         let records = Records { folder: &self.folder, os: self.os };
         Life::open(&self.host, (name, service), &records, self.progress, &self.runtime)
     }
 
-    fn declared(&self, name: &Name) -> Result<&'a Service, Failure> {
+    pub(super) fn declared(&self, name: &Name) -> Result<&'a Service, Failure> {
         declared(self.config, name)
     }
 
-    fn lock(&self) -> Result<InstanceLock, Failure> {
-        let folder = self.folder.path().join("services");
-        let lock = std::fs::create_dir_all(&folder)
-            .map_err(|error| Failure::before(Reason::StateUnreadable, error))
-            .map(|()| InstanceLock::take(&folder));
-        lock?.map_err(|error| Failure::before(host_reason(&error), error))
+    /// Waits a little: the daemon has it for a moment in each of its looks.
+    pub(super) fn lock(&self) -> Result<InstanceLock, Failure> {
+        let began = Instant::now();
+        loop {
+            match lock(&self.folder) {
+                Err(failure) if failure.why.reason == Reason::Busy && began.elapsed() < LOCK_PATIENCE => {
+                    std::thread::sleep(LOCK_LOOK);
+                }
+                other => return other,
+            }
+        }
+    }
+
+    /// What `update` would do: true when it would move the service. Nothing is fetched but what tells that.
+    pub fn plan(&self, name: &Name, to: Option<&str>) -> Result<bool, Failure> {
+        let (_, digest, _) = self.vouched(name, self.declared(name)?, to)?;
+        let set = Set::load(&self.folder, Which::Of(self.os)).map_err(|e| Failure::before(e.reason(), e))?;
+        let serving = set.services.get(name).and_then(|record| record.held(record.serving()));
+        Ok(serving.is_none_or(|held| held.release.digest != digest))
     }
 
     /// The image, vouched for and unpacked.
     fn fetch(&self, name: &Name, service: &Service, to: Option<&str>) -> Result<Held, Failure> {
+        let (registry, digest, tag) = self.vouched(name, service, to)?;
+        let request = ContainerRequest {
+            digest,
+            platform: Platform::host(),
+            bytes_max: service.image_size_max.0,
+            knob: SIZE_KNOB,
+        };
+        let image = self.host.store.admit(&*registry, &request, self.progress);
+        let image = self.runtime.block_on(image).map_err(not_taken)?;
+        Ok(held(digest, &image.config, image.digest, tag))
+    }
+
+    /// What an order names now, for which enough trusted keys vouch; with a version for an image that says none.
+    fn vouched(
+        &self,
+        name: &Name,
+        service: &Service,
+        to: Option<&str>,
+    ) -> Result<(Box<dyn Registry>, Digest, String), Failure> {
         let reference = reference(service, to)?;
         let policy = service.trust.as_ref().or(self.config.trust.policy.service.as_ref());
         let policy = policy.ok_or_else(|| {
@@ -198,41 +234,28 @@ impl<'a> Services<'a> {
             let evidence = evidence::collect(&*registry, &digest).await;
             let evidence = evidence.map_err(|e| Failure::before(registry_reason(&e), e))?;
             trust::verify(&policy, &digest, &evidence).map_err(|e| Failure::before(trust_reason(&e), e))?;
-            let request = ContainerRequest {
-                digest,
-                platform: Platform::host(),
-                bytes_max: service.image_size_max.0,
-                knob: SIZE_KNOB,
-            };
-            let image = self.host.store.admit(&*registry, &request, self.progress).await;
-            Ok((digest, image.map_err(not_taken)?))
+            Ok(digest)
         };
-        let (digest, image) = self.runtime.block_on(work)?;
-        let labels = image.config.labels_of_config().cloned().unwrap_or_default();
-        let tag = || reference.tag().map_or_else(|| digest.short(), str::to_owned);
-        let release = Release {
-            digest,
-            version: labels.get(VERSION_LABEL).cloned().unwrap_or_else(tag),
-            security_version: labels.get(SECURITY_LABEL).and_then(|text| text.parse().ok()).unwrap_or(0),
-        };
-        Ok(Held { release, image: image.digest })
+        let digest: Digest = self.runtime.block_on(work)?;
+        let tag = reference.tag().map_or_else(|| digest.short(), str::to_owned);
+        Ok((registry, digest, tag))
     }
 
     /// Images that no slot counts on any more.
-    fn collect(&self, life: &Life<'_>) -> Result<(), Failure> {
-        let mut kept: BTreeSet<Digest> = life.images().collect();
-        let other = Set::load(&self.folder, self.os.other()).map_err(|e| Failure::before(e.reason(), e))?;
-        kept.extend(
-            other.services.values().flat_map(|record| record.slots.iter().flatten()).map(|held| held.image),
-        );
+    pub(super) fn collect(&self) -> Result<(), Failure> {
+        let mut kept = BTreeSet::new();
+        for which in Which::ALL {
+            let set = Set::load(&self.folder, which).map_err(|e| Failure::before(e.reason(), e))?;
+            kept.extend(set.images());
+        }
         if let Err(error) = self.host.store.keep_only(&kept) {
             tracing::warn!(error = chain(&error), "old images could not be removed");
         }
         Ok(())
     }
 
-    fn moved(&self, name: &Name, done: &Done, began: Instant) -> Result<ServiceMoved, Failure> {
-        let set = Set::load(&self.folder, self.os).map_err(|e| Failure::before(e.reason(), e))?;
+    pub(super) fn moved(&self, name: &Name, done: &Done, began: Instant) -> Result<ServiceMoved, Failure> {
+        let set = Set::load(&self.folder, Which::Of(self.os)).map_err(|e| Failure::before(e.reason(), e))?;
         let record = &set.services[name];
         let slot = record.serving();
         Ok(ServiceMoved {
@@ -246,7 +269,21 @@ impl<'a> Services<'a> {
     }
 }
 
-fn rounded(time: Duration) -> f64 {
+/// What a slot holds after it: what was ordered by `digest`, and its image. `unnamed` is its version where it does not say one.
+pub(super) fn held(digest: Digest, config: &ImageConfig, image: Digest, unnamed: String) -> Held {
+    let security_version = config.label(SECURITY_LABEL).and_then(|text| text.parse().ok()).unwrap_or(0);
+    let version = config.label(VERSION_LABEL).map_or(unnamed, str::to_owned);
+    Held { release: Release { digest, version, security_version }, image }
+}
+
+/// The right to change services; one process has it at a time.
+pub(super) fn lock(state: &dyn StateDir) -> Result<InstanceLock, Failure> {
+    let folder = state.path().join("services");
+    std::fs::create_dir_all(&folder).map_err(|error| Failure::before(Reason::StateUnreadable, error))?;
+    InstanceLock::take(&folder).map_err(|error| Failure::before(host_reason(&error), error))
+}
+
+pub(crate) fn rounded(time: Duration) -> f64 {
     (time.as_secs_f64() * 1000.0).round() / 1000.0
 }
 
@@ -284,7 +321,7 @@ pub fn status(config: &Config, name: Option<&Name>) -> Result<Vec<ServiceStatus>
     };
     let folder = Folder::new(&config.machine.state_dir);
     let os = os_slot(config, &folder)?;
-    let set = Set::load(&folder, os).map_err(|e| Failure::before(e.reason(), e))?;
+    let set = Set::load(&folder, Which::Of(os)).map_err(|e| Failure::before(e.reason(), e))?;
     let host = Host::look(config).map_err(failed)?;
     wanted.into_iter().map(|name| one(config, name, &set, &folder, &host)).collect()
 }
@@ -336,7 +373,9 @@ fn declared<'a>(config: &'a Config, name: &Name) -> Result<&'a Service, Failure>
 fn os_slot(config: &Config, folder: &Folder) -> Result<Slot, Failure> {
     match crate::host::open(config).and_then(|machine| machine.running()) {
         Ok(witness) => Ok(witness.slot),
-        Err(error) if Set::exists(folder, Slot::B) => Err(Failure::before(host_reason(&error), error)),
+        Err(error) if Set::exists(folder, Which::Of(Slot::B)) => {
+            Err(Failure::before(host_reason(&error), error))
+        }
         Err(_) => Ok(Slot::A),
     }
 }
@@ -347,7 +386,7 @@ fn reference(service: &Service, to: Option<&str>) -> Result<Reference, Failure> 
     source::named(Some(configured), to)
 }
 
-fn not_taken(error: ContainerError) -> Failure {
+pub(super) fn not_taken(error: ContainerError) -> Failure {
     Failure::before(error.reason(), error)
 }
 

@@ -9,10 +9,9 @@ use std::io;
 use std::os::unix::fs::DirBuilderExt as _;
 use std::path::{Path, PathBuf};
 
-use oci_spec::image::ImageConfiguration;
 use serde::{Deserialize, Serialize};
 
-use crate::container::{self, ContainerError, ContainerRequest, Image, Layers};
+use crate::container::{self, ContainerError, ContainerRequest, Image, ImageConfig, Layers};
 use crate::digest::Digest;
 use crate::file::{self, FileError};
 use crate::progress::Progress;
@@ -47,20 +46,20 @@ pub struct Stored {
     /// Its root file system.
     pub root: PathBuf,
     /// What it says of itself: what to run, and how.
-    pub config: ImageConfiguration,
+    pub config: ImageConfig,
     layers: Vec<Digest>,
 }
 
 impl Stored {
     #[cfg(test)]
-    pub(super) fn of(digest: Digest, root: &Path, config: ImageConfiguration) -> Stored {
+    pub(super) fn of(digest: Digest, root: &Path, config: ImageConfig) -> Stored {
         Stored { digest, root: root.to_owned(), config, layers: Vec::new() }
     }
 }
 
 #[derive(Serialize, Deserialize)]
 struct About {
-    config: ImageConfiguration,
+    config: ImageConfig,
     layers: Vec<Digest>,
 }
 

@@ -1,7 +1,7 @@
 //! From bytes and trusted keys to [`Verified`] values; nothing else in Switchback accepts what was not verified.
 //!
 //! Not here: fetching (`registry::evidence`), the clock, files. Rule: a [`Verified`] is made here alone, each step from
-//! the one before: signature → manifest digest → manifest → config. Nothing is parsed before its bytes are covered by
+//! the one before: signature → (release index →) manifest digest → manifest → config. Nothing is parsed before its bytes are covered by
 //! a signature, except the envelope that holds the signature itself.
 
 pub mod cosign;
@@ -15,6 +15,7 @@ use serde::{Deserialize, Serialize};
 use crate::digest::Digest;
 use crate::image::config::OsConfig;
 use crate::image::manifest::OsManifest;
+use crate::image::release::ReleaseIndex;
 pub use keys::PublicKey;
 pub use policy::Policy;
 
@@ -68,6 +69,24 @@ impl Verified<Digest> {
     pub fn open_manifest(&self, bytes: &[u8]) -> Result<Verified<OsManifest>, TrustError> {
         same_bytes("manifest", self, bytes)?;
         OsManifest::parse(bytes).map(Verified).map_err(|source| unreadable("manifest", source))
+    }
+}
+
+impl Verified<Digest> {
+    /// The release index with this digest: hashed, then parsed.
+    ///
+    /// # Errors
+    /// As [`Verified::open_manifest`].
+    pub fn open_release(&self, bytes: &[u8]) -> Result<Verified<ReleaseIndex>, TrustError> {
+        same_bytes("release index", self, bytes)?;
+        ReleaseIndex::parse(bytes).map(Verified).map_err(|source| unreadable("release index", source))
+    }
+}
+
+impl Verified<ReleaseIndex> {
+    /// The OS image that this release names: what a signature over the release covers, too.
+    pub fn os(&self) -> Verified<Digest> {
+        Verified(self.0.os.digest)
     }
 }
 

@@ -12,9 +12,9 @@ use switchback_partitions::slot::Slot;
 
 use super::host::{Host, Member, SlotError};
 use super::life::{Done, Life, Records};
-use super::set::{Held, Set};
+use super::set::{Held, Record, Set};
 use crate::config::Config;
-use crate::config::service::{Mode, Name, Service};
+use crate::config::service::{Mode, Name, Service, in_order};
 use crate::container::{ContainerError, ContainerRequest, Platform};
 use crate::digest::Digest;
 use crate::engine::source::{self, policy_of, resolve};
@@ -34,6 +34,10 @@ const VERSION_LABEL: &str = "org.opencontainers.image.version";
 const SECURITY_LABEL: &str = "io.switchback.security-version";
 /// What raises the bound of an image.
 const SIZE_KNOB: &str = "`image_size_max` of the service";
+/// How long an order waits for another one, or for the daemon, which looks at the services once a second.
+const LOCK_PATIENCE: Duration = Duration::from_secs(20);
+/// Between two tries to get the lock.
+const LOCK_PAUSE: Duration = Duration::from_millis(20);
 /// How often the daemon looks whether every service runs.
 const LOOK: Duration = Duration::from_secs(1);
 /// The longest pause before a service that ended is started again.
@@ -113,29 +117,33 @@ impl<'a> Services<'a> {
     /// Moves a service to the image that its declaration names, or to `to`.
     pub fn update(&self, name: &Name, to: Option<&str>) -> Result<ServiceMoved, Failure> {
         let (began, service) = (Instant::now(), self.declared(name)?);
-        let _lock = self.lock()?;
+        let _lock = lock(&self.folder)?;
         let held = self.fetch(name, service, to)?;
         let mut life = self.life(name, service)?;
         let done = life.update(held)?;
-        self.collect(&life)?;
+        self.collect(name, &life)?;
         self.moved(name, &done, began)
     }
 
     /// Goes back to what the service's other slot holds.
     pub fn rollback(&self, name: &Name) -> Result<ServiceMoved, Failure> {
         let (began, service) = (Instant::now(), self.declared(name)?);
-        let _lock = self.lock()?;
+        let _lock = lock(&self.folder)?;
         let done = self.life(name, service)?.rollback()?;
         self.moved(name, &done, began)
     }
 
     /// Runs what is declared and was ordered once, and starts again what ends, until `stopped`.
     pub fn supervise(&self) -> Result<(), Failure> {
-        let mut watches: Vec<(&Name, &Service, Watch)> =
-            self.config.service.iter().map(|(name, service)| (name, service, Watch::default())).collect();
+        let order = in_order(&self.config.service)
+            .map_err(|(_, why)| Failure::refused(Why::new(Reason::ConfigInvalid, why)))?;
+        let mut watches = Vec::new();
+        for name in order {
+            watches.push((name, self.declared(name)?, Watch::default()));
+        }
         while !self.progress.stopped() {
             // An order in another process has the lock: it brings the services to where they belong itself.
-            if let Ok(_lock) = self.lock() {
+            if let Ok(_lock) = try_lock(&self.folder) {
                 for (name, service, watch) in &mut watches {
                     if let Err(failure) = self.look_after(name, service, watch) {
                         tracing::error!(service = %name, why = %failure.why, "not as it should be");
@@ -149,8 +157,12 @@ impl<'a> Services<'a> {
 
     fn look_after(&self, name: &'a Name, service: &'a Service, watch: &mut Watch) -> Result<(), Failure> {
         let mut life = self.life(name, service)?;
-        if !watch.settled {
+        life.bound_logs().map_err(failed)?;
+        let may_start = life.may_start().map_err(failed)?;
+        if !watch.settled && may_start {
             life.settle()?;
+        }
+        if !watch.settled || !may_start {
             watch.settled = true;
             return Ok(());
         }
@@ -173,14 +185,6 @@ impl<'a> Services<'a> {
 
     fn declared(&self, name: &Name) -> Result<&'a Service, Failure> {
         declared(self.config, name)
-    }
-
-    fn lock(&self) -> Result<InstanceLock, Failure> {
-        let folder = self.folder.path().join("services");
-        let lock = std::fs::create_dir_all(&folder)
-            .map_err(|error| Failure::before(Reason::StateUnreadable, error))
-            .map(|()| InstanceLock::take(&folder));
-        lock?.map_err(|error| Failure::before(host_reason(&error), error))
     }
 
     /// The image, vouched for and unpacked.
@@ -219,12 +223,16 @@ impl<'a> Services<'a> {
     }
 
     /// Images that no slot counts on any more.
-    fn collect(&self, life: &Life<'_>) -> Result<(), Failure> {
+    fn collect(&self, name: &Name, life: &Life<'_>) -> Result<(), Failure> {
         let mut kept: BTreeSet<Digest> = life.images().collect();
         let other = Set::load(&self.folder, self.os.other()).map_err(|e| Failure::before(e.reason(), e))?;
         kept.extend(
             other.services.values().flat_map(|record| record.slots.iter().flatten()).map(|held| held.image),
         );
+        let others: Vec<&Record> = other.services.get(name).into_iter().collect();
+        if let Err(error) = life.keep_volumes(&others) {
+            tracing::warn!(error = chain(&error), "old volumes could not be removed");
+        }
         if let Err(error) = self.host.store.keep_only(&kept) {
             tracing::warn!(error = chain(&error), "old images could not be removed");
         }
@@ -244,6 +252,25 @@ impl<'a> Services<'a> {
             seconds: rounded(began.elapsed()),
         })
     }
+}
+
+/// The lock, once whoever has it lets go.
+pub(super) fn lock(folder: &Folder) -> Result<InstanceLock, Failure> {
+    let began = Instant::now();
+    loop {
+        match try_lock(folder) {
+            Err(failure) if failure.why.reason == Reason::Busy && began.elapsed() < LOCK_PATIENCE => {
+                std::thread::sleep(LOCK_PAUSE);
+            }
+            other => return other,
+        }
+    }
+}
+
+fn try_lock(folder: &Folder) -> Result<InstanceLock, Failure> {
+    let folder = folder.path().join("services");
+    std::fs::create_dir_all(&folder).map_err(|error| Failure::before(Reason::StateUnreadable, error))?;
+    InstanceLock::take(&folder).map_err(|error| Failure::before(host_reason(&error), error))
 }
 
 fn rounded(time: Duration) -> f64 {
@@ -297,7 +324,7 @@ fn one(
     host: &Host,
 ) -> Result<ServiceStatus, Failure> {
     let service = declared(config, name)?;
-    let own = Folder::new(folder.path().join("services").join(name.as_str()));
+    let own = own_folder(folder, name);
     let facts = Facts::read(&own).map_err(|e| Failure::before(e.reason(), e))?;
     let state = crate::facts::state_file::load(&own).into_state();
     let record = set.services.get(name);
@@ -321,7 +348,7 @@ fn one(
     })
 }
 
-fn declared<'a>(config: &'a Config, name: &Name) -> Result<&'a Service, Failure> {
+pub(super) fn declared<'a>(config: &'a Config, name: &Name) -> Result<&'a Service, Failure> {
     config.service.get(name).ok_or_else(|| {
         let names: Vec<&str> = config.service.keys().map(Name::as_str).collect();
         let known = if names.is_empty() { "none is".to_owned() } else { names.join(", ") };
@@ -332,8 +359,13 @@ fn declared<'a>(config: &'a Config, name: &Name) -> Result<&'a Service, Failure>
     })
 }
 
+/// Where a service's own records are.
+pub(super) fn own_folder(folder: &Folder, name: &Name) -> Folder {
+    Folder::new(folder.path().join("services").join(name.as_str()))
+}
+
 /// Where there are no OS slots, there is one set, of slot a; where there are, none is guessed.
-fn os_slot(config: &Config, folder: &Folder) -> Result<Slot, Failure> {
+pub(super) fn os_slot(config: &Config, folder: &Folder) -> Result<Slot, Failure> {
     match crate::host::open(config).and_then(|machine| machine.running()) {
         Ok(witness) => Ok(witness.slot),
         Err(error) if Set::exists(folder, Slot::B) => Err(Failure::before(host_reason(&error), error)),

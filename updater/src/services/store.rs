@@ -12,6 +12,7 @@ use std::path::{Path, PathBuf};
 use oci_spec::image::ImageConfiguration;
 use serde::{Deserialize, Serialize};
 
+use crate::config::service::Name;
 use crate::container::{self, ContainerError, ContainerRequest, Image, Layers};
 use crate::digest::Digest;
 use crate::file::{self, FileError};
@@ -28,6 +29,9 @@ const UNFINISHED: &str = "new-";
 /// Of an image: its root, and what is known about it.
 const ROOT: &str = "root";
 const ABOUT: &str = "image.json";
+
+/// In front of a volume's name: the label that says which schema an image's data has in it.
+const SCHEMA_LABEL: &str = "io.switchback.schema.";
 
 /// Folders that an OCI runtime mounts over and an image may lack, with the mode of each.
 const FOLDERS: [(&[u8], u32); 6] =
@@ -52,10 +56,26 @@ pub struct Stored {
 }
 
 impl Stored {
+    /// The schema that its data in a volume has, by the label `io.switchback.schema.NAME`; without one it is 0.
+    pub fn schema(&self, volume: &Name) -> Result<u32, SchemaError> {
+        let labels = self.config.labels_of_config();
+        let text = labels.and_then(|labels| labels.get(&format!("{SCHEMA_LABEL}{volume}")));
+        let wrong = |text: &String| SchemaError { volume: volume.clone(), text: text.clone() };
+        text.map_or(Ok(0), |text| text.parse().map_err(|_| wrong(text)))
+    }
+
     #[cfg(test)]
     pub(super) fn of(digest: Digest, root: &Path, config: ImageConfiguration) -> Stored {
         Stored { digest, root: root.to_owned(), config, layers: Vec::new() }
     }
+}
+
+/// A schema that is no number.
+#[derive(Debug, thiserror::Error)]
+#[error("while looking at the image: its label {SCHEMA_LABEL}{volume} is `{text}`, which is no number")]
+pub struct SchemaError {
+    volume: Name,
+    text: String,
 }
 
 #[derive(Serialize, Deserialize)]

@@ -14,6 +14,7 @@ use crate::config::service::Name;
 #[cfg(feature = "author")]
 use crate::container::Platform;
 use crate::registry::reference::Reference;
+use crate::services::holder;
 
 /// Atomic A/B upgrades with a way back.
 #[derive(Debug, Parser)]
@@ -83,16 +84,22 @@ pub enum Verb {
     /// What happened: updates, confirmations, returns and their reasons; newest last
     #[command(after_help = help::HISTORY)]
     History {
+        /// A service, as it is declared under [service.NAME]; absent: the operating system
+        #[arg(value_name = "SERVICE")]
+        service: Option<Name>,
         /// Show only the last N entries
         #[arg(long, short = 'n', default_value_t = 20, value_name = "N")]
         limit: usize,
     },
-    /// What is kept of starts that failed: health checks, kernel log, crash record, journal; the newest when none is named
+    /// What is kept of starts that failed: health checks, kernel log, crash record, journal; or what a service wrote
     #[command(after_help = help::LOGS)]
     Logs {
-        /// A version or a digest, or the beginning of one, as `switchback history` shows them
-        #[arg(value_name = "VERSION|DIGEST")]
+        /// A version or a digest, or the beginning of one, as `switchback history` shows them; absent: the newest
+        #[arg(value_name = "VERSION|DIGEST", conflicts_with = "service")]
         release: Option<String>,
+        /// The end of what this service wrote, in both slots, as it is declared under [service.NAME]
+        #[arg(long, value_name = "SERVICE")]
+        service: Option<Name>,
     },
     /// Releases that failed here and are not taken again; an operator may release one
     #[command(subcommand, after_help = help::QUARANTINE)]
@@ -156,6 +163,15 @@ pub enum Verb {
     /// Become PID 1 of an initramfs: find the slot, open dm-verity, switch root (started by the kernel)
     #[command(hide = true)]
     Init(InitArgs),
+    /// Stay beside a service's container and write down how it ends (started by the daemon and by orders)
+    #[command(hide = true, name = holder::VERB)]
+    Hold {
+        /// The folder of the container
+        bundle: PathBuf,
+        /// What makes the container
+        #[arg(last = true, required = true)]
+        command: Vec<std::ffi::OsString>,
+    },
 }
 
 /// What may be done with the quarantine.
@@ -163,10 +179,17 @@ pub enum Verb {
 pub enum QuarantineVerb {
     /// The releases that failed here, and why
     #[command(after_help = help::QUARANTINE_LIST)]
-    List,
+    List {
+        /// A service, as it is declared under [service.NAME]; absent: the operating system
+        #[arg(value_name = "SERVICE")]
+        service: Option<Name>,
+    },
     /// Let a release be tried again; if it fails again, it is quarantined again
-    #[command(after_help = help::QUARANTINE_RELEASE)]
+    #[command(after_help = help::QUARANTINE_RELEASE, allow_missing_positional = true)]
     Release {
+        /// A service, as it is declared under [service.NAME]; absent: the operating system
+        #[arg(value_name = "SERVICE")]
+        service: Option<Name>,
         /// A version, a digest or the beginning of one, as `switchback quarantine list` shows them
         #[arg(value_name = "VERSION|DIGEST")]
         release: String,
@@ -509,5 +532,18 @@ mod tests {
     #[test]
     fn the_grammar_is_sound() {
         Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn one_word_to_release_is_a_release_of_the_os_and_two_begin_with_a_service() {
+        let parse = |words: &str| match Cli::try_parse_from(words.split(' ')).unwrap().verb {
+            Verb::Quarantine(QuarantineVerb::Release { service, release }) => {
+                (service.map(|name| name.to_string()), release)
+            }
+            other => panic!("{other:?}"),
+        };
+        assert_eq!(parse("switchback quarantine release dns"), (None, "dns".into()));
+        assert_eq!(parse("switchback quarantine release 1.2"), (None, "1.2".into()));
+        assert_eq!(parse("switchback quarantine release dns 1.2"), (Some("dns".into()), "1.2".into()));
     }
 }

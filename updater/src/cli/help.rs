@@ -64,17 +64,19 @@ Example:
 
 pub(super) const HISTORY: &str = "\
 Changes nothing.
-Next: `switchback logs VERSION` shows what is kept of a trial that failed.
+Next: `switchback logs VERSION` shows what is kept of a trial that failed, `switchback logs --service NAME` what a service wrote.
 
-Example:
-  switchback history -n 5";
+Examples:
+  switchback history -n 5
+  switchback history dns";
 
 pub(super) const LOGS: &str = "\
 Changes nothing.
 Next: publish a corrected release; the one that failed stays quarantined until `switchback quarantine release`.
 
-Example:
-  switchback logs 1.2";
+Examples:
+  switchback logs 1.2
+  switchback logs --service dns";
 
 pub(super) const QUARANTINE: &str = "\
 Changes nothing by itself: `list` only looks, `release` changes the records.
@@ -82,15 +84,20 @@ Next: `switchback quarantine list`";
 
 pub(super) const QUARANTINE_LIST: &str = "\
 Changes nothing.
-Next: `switchback logs VERSION` tells why one failed, `switchback quarantine release VERSION` lets it be tried again.";
+Next: `switchback logs VERSION` tells why one failed, `switchback quarantine release VERSION` lets it be tried again.
+
+Examples:
+  switchback quarantine list
+  switchback quarantine list dns";
 
 pub(super) const QUARANTINE_RELEASE: &str = "\
 Changes: the updater's records; the history keeps who was released and when.
 Leaves alone: both slots and the boot record. What is not on the list need not be taken off: that is no error.
 Next: `switchback update` may take the release again.
 
-Example:
-  switchback quarantine release 1.2";
+Examples:
+  switchback quarantine release 1.2
+  switchback quarantine release dns sha256:0123456789ab";
 
 pub(super) const VERIFY: &str = "\
 Changes nothing. An empty slot is no fault; a damaged one is exit code 49, and 70 says that an update wrote meanwhile.

@@ -109,6 +109,17 @@ fn run(cli: &Cli) -> Result<Output, Failure> {
         Verb::Rollback(RollbackArgs { service: Some(name), .. }) => {
             return service::rollback(&configured(cli)?, name, &progress);
         }
+        Verb::History { service: Some(name), limit } => {
+            return service::history(&configured(cli)?, name, *limit);
+        }
+        Verb::Logs { service: Some(name), .. } => return service::logs(&configured(cli)?, name),
+        Verb::Quarantine(QuarantineVerb::List { service: Some(name) }) => {
+            return service::quarantine(&configured(cli)?, name, None);
+        }
+        Verb::Quarantine(QuarantineVerb::Release { service: Some(name), release }) => {
+            return service::quarantine(&configured(cli)?, name, Some(release));
+        }
+        Verb::Hold { bundle, command } => return service::hold(bundle, command),
         Verb::Daemon => return service::supervise(&configured(cli)?, &progress),
         Verb::Status { .. } => Request::Status,
         Verb::Check(source) => Request::Check { to: source.to.clone() },
@@ -120,10 +131,10 @@ fn run(cli: &Cli) -> Result<Output, Failure> {
             reach: reach(rollback.dry_run, false, rollback.reboot),
             below_floor: rollback.below_floor,
         },
-        Verb::History { limit } => Request::History { limit: *limit },
-        Verb::Logs { release } => Request::Logs { release: release.clone() },
-        Verb::Quarantine(QuarantineVerb::List) => Request::Quarantine { release: None },
-        Verb::Quarantine(QuarantineVerb::Release { release }) => {
+        Verb::History { limit, .. } => Request::History { limit: *limit },
+        Verb::Logs { release, .. } => Request::Logs { release: release.clone() },
+        Verb::Quarantine(QuarantineVerb::List { .. }) => Request::Quarantine { release: None },
+        Verb::Quarantine(QuarantineVerb::Release { release, .. }) => {
             Request::Quarantine { release: Some(release.clone()) }
         }
         Verb::Verify { slot } => Request::Scrub { slot: *slot },

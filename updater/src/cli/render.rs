@@ -5,6 +5,8 @@
 mod lists;
 mod logs;
 
+pub(super) use self::logs::plain;
+
 use comfy_table::{ColumnConstraint, ContentArrangement, Table, Width, presets};
 use switchback_bootloader::boot_state::SlotBoot;
 

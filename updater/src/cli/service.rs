@@ -3,15 +3,22 @@
 //! Not here: what is done (`services`). Rule: a failure says which slot serves, for that is what clients notice.
 
 use std::collections::BTreeMap;
+use std::ffi::OsString;
+use std::path::Path;
 
 use serde_json::json;
 use switchback_bootloader::boot_state::SlotBoot;
 
 use super::Output;
 use super::progress::Display;
+use super::render::plain;
 use crate::config::Config;
 use crate::config::service::Name;
 use crate::engine::Failure;
+use crate::engine::answers::Answer;
+use crate::reason::Reason;
+use crate::services::asked::{self, ServiceHistory, ServiceLogs, SlotLog};
+use crate::services::holder;
 use crate::services::orders::{self, ServiceMoved, ServiceSlot, ServiceStatus, Services};
 
 /// `status NAME`.
@@ -67,6 +74,64 @@ pub(super) fn apply(
 pub(super) fn rollback(config: &Config, name: &Name, progress: &Display) -> Result<Output, Failure> {
     let moved = Services::open(config, progress)?.rollback(name)?;
     Ok(output(&moved, "has nothing to go back to"))
+}
+
+/// `history NAME`.
+pub(super) fn history(config: &Config, name: &Name, limit: usize) -> Result<Output, Failure> {
+    let ServiceHistory { history, kept_volumes } = asked::history(config, name, limit)?;
+    let mut output = super::output(&Answer::History(history));
+    for folder in &kept_volumes {
+        let line =
+            format!("A volume as an image left it that had raised it and was left: {}\n", folder.display());
+        output.text.push_str(&line);
+    }
+    output.json["service"] = name.as_str().into();
+    output.json["kept_volumes"] = json!(kept_volumes);
+    Ok(output)
+}
+
+/// `quarantine list NAME` and `quarantine release NAME RELEASE`.
+pub(super) fn quarantine(config: &Config, name: &Name, release: Option<&str>) -> Result<Output, Failure> {
+    let answer = asked::quarantine(config, name, release)?;
+    let mut output = super::output(&Answer::Quarantine(answer));
+    output.text = output.text.replace("`switchback update`", &format!("`switchback update {name}`"));
+    output.json["service"] = name.as_str().into();
+    Ok(output)
+}
+
+/// `logs --service NAME`.
+pub(super) fn logs(config: &Config, name: &Name) -> Result<Output, Failure> {
+    let logs = asked::logs(config, name)?;
+    let mut json = serde_json::to_value(&logs).unwrap_or_default();
+    json["answer"] = "service-logs".into();
+    Ok(Output { text: logs_text(&logs), json, changed: false, reason: None })
+}
+
+fn logs_text(logs: &ServiceLogs) -> String {
+    if logs.slots.is_empty() {
+        return format!("{} has written nothing.\n", logs.name);
+    }
+    let one = |log: &SlotLog| {
+        let held = log.release.as_ref().map_or("nothing", |release| &release.version);
+        let serves = if log.serves { ", serves" } else { "" };
+        let at = log.written_at.strftime("%Y-%m-%d %H:%M:%S");
+        let text = plain(&log.text);
+        let end = if text.is_empty() || text.ends_with('\n') { "" } else { "\n" };
+        let head = format!(
+            "{} in slot {} ({held}{serves}), written last at {at}, all in {}",
+            logs.name,
+            log.slot,
+            log.file.display()
+        );
+        format!("{head}:\n{text}{end}")
+    };
+    logs.slots.iter().map(one).collect::<Vec<_>>().join("\n")
+}
+
+/// `hold`.
+pub(super) fn hold(bundle: &Path, command: &[OsString]) -> Result<Output, Failure> {
+    holder::run(bundle, command).map_err(|error| Failure::before(Reason::ServiceFailed, error))?;
+    Ok(Output { text: String::new(), json: json!({ "answer": "hold" }), changed: false, reason: None })
 }
 
 /// `daemon`.

@@ -97,6 +97,12 @@ pub struct Service {
     /// When a slot of it is well.
     #[serde(default)]
     pub probe: ServiceProbe,
+    /// What becomes of it when it ends by itself.
+    #[serde(default)]
+    pub restart: Restart,
+    /// Services that are started before it.
+    #[serde(default)]
+    pub after: Vec<Name>,
     /// How long a new slot must stay well while it serves, before it is confirmed.
     #[serde(default = "soak", with = "humantime_serde")]
     pub soak: Duration,
@@ -106,6 +112,9 @@ pub struct Service {
     /// How long old connections may go on after a flip, and how long a process has to end when it is asked to.
     #[serde(default = "drain", with = "humantime_serde")]
     pub drain: Duration,
+    /// Run in a slot that new flows are not led to any more, before its old ones are waited for; `drain` bounds both.
+    #[serde(default)]
+    pub drain_command: Vec<String>,
     /// The most bytes of its image, packed and unpacked.
     #[serde(default = "image_size_max")]
     pub image_size_max: ByteSize,
@@ -129,6 +138,19 @@ pub enum Mode {
     BlueGreen,
     /// The old slot ends before the new one starts: for what only one may do at a time.
     Recreate,
+}
+
+/// What becomes of a service that ends by itself. After a boot it is started, whatever stands here.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Restart {
+    /// It is started again.
+    #[default]
+    Always,
+    /// It is started again unless it ended with status 0.
+    OnFailure,
+    /// It stays as it is until the next order or boot.
+    Never,
 }
 
 /// How a client reaches a service.
@@ -247,6 +269,8 @@ pub struct ServiceProbe {
     pub http: Option<String>,
     /// True: each `tcp` port of `listen` can be connected to.
     pub tcp: bool,
+    /// A program of the image that is run in the slot and ends with status 0; the last line that it prints says why not.
+    pub command: Vec<String>,
     /// The port, where it is not the protocol's own.
     pub port: Option<u16>,
     /// Between two probes.
@@ -266,6 +290,7 @@ impl Default for ServiceProbe {
             ntp: false,
             http: None,
             tcp: false,
+            command: Vec::new(),
             port: None,
             every: Duration::from_secs(1),
             passes: 3,
@@ -296,6 +321,45 @@ impl TryFrom<String> for DnsQuestion {
             )),
         }
     }
+}
+
+/// The services in an order in which each comes after those that its `after` names.
+///
+/// # Errors
+/// The service that names an unknown one or, through others, itself; and a sentence.
+pub fn in_order(services: &BTreeMap<Name, Service>) -> Result<Vec<&Name>, (&Name, String)> {
+    let mut order = Vec::new();
+    for name in services.keys() {
+        follow(services, name, &mut Vec::new(), &mut order)?;
+    }
+    Ok(order)
+}
+
+/// Puts `name` behind all that it follows; `path` led here.
+fn follow<'a>(
+    services: &'a BTreeMap<Name, Service>,
+    name: &'a Name,
+    path: &mut Vec<&'a Name>,
+    order: &mut Vec<&'a Name>,
+) -> Result<(), (&'a Name, String)> {
+    if order.contains(&name) {
+        return Ok(());
+    }
+    if let Some(at) = path.iter().position(|one| *one == name) {
+        let mut circle: Vec<&str> = path[at..].iter().map(|one| one.as_str()).collect();
+        circle.push(name.as_str());
+        return Err((name, format!("`after` goes in a circle: {}", circle.join(" after "))));
+    }
+    path.push(name);
+    for earlier in services.get(name).map(|service| &service.after[..]).unwrap_or_default() {
+        if !services.contains_key(earlier) {
+            return Err((name, format!("`after` names `{earlier}`, which is not declared")));
+        }
+        follow(services, earlier, path, order)?;
+    }
+    path.pop();
+    order.push(name);
+    Ok(())
 }
 
 fn memory() -> ByteSize {
@@ -344,10 +408,42 @@ mod tests {
             ("memory = \"much\"", "`much` is no size"),
             ("probe = { dns = \"example\" }", "`example` is no question"),
             ("privileged = true", "unknown field `privileged`"),
+            ("restart = \"sometimes\"", "unknown variant `sometimes`"),
+            ("after = [\"Not\"]", "`Not` is no name"),
         ] {
             let error =
                 toml::from_str::<Service>(&format!("image = \"x/y\"\n{text}")).unwrap_err().to_string();
             assert!(error.contains(expected), "{text}: {error}");
+        }
+    }
+
+    #[test]
+    fn services_start_after_those_that_they_name() {
+        let order = |after: &[(&str, &[&str])]| {
+            let service = |names: &[&str]| -> Service {
+                toml::from_str(&format!("image = \"x/y\"\nafter = {names:?}")).unwrap()
+            };
+            let services: BTreeMap<Name, Service> =
+                after.iter().map(|(name, names)| (name.parse().unwrap(), service(names))).collect();
+            let order = in_order(&services);
+            order
+                .map(|names| names.iter().map(ToString::to_string).collect::<Vec<_>>().join(" "))
+                .map_err(|(name, why)| format!("{name}: {why}"))
+        };
+        for (why, after, expected) in [
+            ("by name", &[("a", &[][..]), ("b", &[])][..], Ok("a b")),
+            ("one named", &[("a", &["b"]), ("b", &[])], Ok("b a")),
+            ("a chain", &[("a", &["b"]), ("b", &["c"]), ("c", &[])], Ok("c b a")),
+            ("a fork", &[("a", &["c", "b"]), ("b", &["c"]), ("c", &[])], Ok("c b a")),
+            ("itself", &[("a", &["a"])], Err("a: `after` goes in a circle: a after a")),
+            (
+                "a circle that is entered from outside",
+                &[("a", &["b"]), ("b", &["c"]), ("c", &["b"])],
+                Err("b: `after` goes in a circle: b after c after b"),
+            ),
+            ("unknown", &[("a", &["z"])], Err("a: `after` names `z`, which is not declared")),
+        ] {
+            assert_eq!(order(after).as_deref().map_err(|text| &text[..]), expected, "{why}");
         }
     }
 

@@ -8,11 +8,11 @@ use switchback_bootloader::boot_state::SlotBoot;
 use switchback_partitions::slot::Slot;
 
 use super::answers::{
-    Answer, BootCheck, BootVerdict, Check, History, HistoryEntry, Logs, Outcome, Quarantined, Reach, Status,
-    Update,
+    Answer, BootCheck, BootVerdict, Check, History, HistoryEntry, Logs, Outcome, Reach, Status, Update,
 };
 use super::observe::{Seen, summary};
-use super::words::{blockers, history_entry, next_sentence, phase_name, slot_status};
+use super::quarantine::listed;
+use super::words::{blockers, newest, next_sentence, phase_name, slot_status};
 use super::{Candidate, Engine, Failure, NOTHING_CHANGED, Rest, source};
 use crate::facts::Happened;
 use crate::health::{self, CheckOutcome, CheckResult, HealthReport};
@@ -32,11 +32,6 @@ impl Engine<'_> {
         let seen = self.observe()?;
         let known = &seen.observation.known;
         let slots = Slot::ALL.map(|slot| slot_status(&seen, slot));
-        let quarantine = known.quarantine.iter().map(|(digest, entry)| Quarantined {
-            digest: *digest,
-            version: entry.version.clone(),
-            reason: entry.why.reason,
-        });
         Ok(Answer::Status(Box::new(Status {
             confirmed_at: self.confirmed_at(&seen),
             records_degraded: self.facts.degraded(),
@@ -49,7 +44,7 @@ impl Engine<'_> {
             floor: seen.observation.floor(),
             held: known.hold.as_ref().map(|hold| hold.release.digest),
             held_version: known.hold.as_ref().map(|hold| hold.release.version.clone()),
-            quarantine: quarantine.collect(),
+            quarantine: listed(&self.facts),
             last: self.newest(1).pop(),
             source: self.config.source.image.clone(),
             watchdog: self.machine.watchdog_held(),
@@ -196,11 +191,7 @@ impl Engine<'_> {
     }
 
     fn newest(&self, limit: usize) -> Vec<HistoryEntry> {
-        let logs = logs::all(self.machine.state_dir().path());
-        let lines = self.facts.history().iter();
-        let entries: Vec<HistoryEntry> = lines.map(|entry| history_entry(entry, &logs)).collect();
-        let skip = entries.len().saturating_sub(limit);
-        entries.into_iter().skip(skip).collect()
+        newest(self.facts.history(), &logs::all(self.machine.state_dir().path()), limit)
     }
 
     pub(super) fn logs(&self, release: Option<&str>) -> Logs {

@@ -13,11 +13,11 @@ mod can_update;
 mod held;
 mod observe;
 pub mod provision;
-mod quarantine;
+pub(crate) mod quarantine;
 mod records;
 mod scrub;
 pub mod source;
-mod words;
+pub(crate) mod words;
 
 use std::time::Instant;
 

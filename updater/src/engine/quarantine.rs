@@ -1,57 +1,57 @@
-//! The list of releases that failed here, and an operator's word that one may be tried again.
+//! The list of releases that failed here, of the OS or of a service, and an operator's word that one may be tried again.
 //!
 //! Not here: how a release gets on the list (`lifecycle`). Rule: only an operator takes one off it, and the history says so.
 
 use super::answers::{Answer, Quarantine, Quarantined};
 use super::{Engine, Failure};
 use crate::digest::Digest;
-use crate::facts::Fact;
+use crate::facts::{Fact, Facts};
 use crate::lifecycle;
 use crate::reason::{Reason, Why};
 
 impl Engine<'_> {
     /// What is quarantined; with `release`, a version or a digest or the beginning of one, after taking that off.
-    pub(super) fn quarantine(&mut self, release: Option<&str>) -> Result<Answer, Failure> {
-        let mut released = None;
-        if let Some(name) = release
-            && let Some(digest) = self.quarantined(name)?
-        {
-            released = self.listed().into_iter().find(|entry| entry.digest == digest);
-            let at = self.machine.clock().unix_secs;
-            let added = self.facts.add(&Fact::Released(digest), at);
-            added.map_err(|e| Failure::before(e.reason(), e))?;
-        }
-        let asked = release.map(str::to_owned);
-        let (quarantine, records_lost) = (self.listed(), self.records_lost(None));
-        Ok(Answer::Quarantine(Quarantine { asked, released, quarantine, records_lost }))
+    pub(super) fn quarantine(&mut self, asked: Option<&str>) -> Result<Answer, Failure> {
+        let at = self.machine.clock().unix_secs;
+        let released = asked.map(|name| release(&mut self.facts, name, at)).transpose()?.flatten();
+        let (asked, records_lost) = (asked.map(str::to_owned), self.records_lost(None));
+        Ok(Answer::Quarantine(Quarantine { asked, released, records_lost, ..answer(&self.facts) }))
     }
+}
 
-    fn listed(&self) -> Vec<Quarantined> {
-        let quarantine = &self.facts.known().quarantine;
-        let entry = |(digest, entry): (&Digest, &lifecycle::Quarantined)| Quarantined {
-            digest: *digest,
-            version: entry.version.clone(),
-            reason: entry.why.reason,
-        };
-        quarantine.iter().map(entry).collect()
-    }
+/// What is on the list.
+pub(crate) fn answer(facts: &Facts) -> Quarantine {
+    Quarantine { asked: None, released: None, quarantine: listed(facts), records_lost: facts.known().lost }
+}
 
-    /// The one release that `name` means; `None` when it means none: what is not on the list need not be taken off it.
-    fn quarantined(&self, name: &str) -> Result<Option<Digest>, Failure> {
-        let listed = self.listed();
-        let by_version: Vec<_> = listed.iter().filter(|entry| entry.version == name).collect();
-        let found = match by_version.is_empty() {
-            true => listed.iter().filter(|entry| entry.digest.is_meant_by(name)).collect(),
-            false => by_version,
-        };
-        match found[..] {
-            [] => Ok(None),
-            [one] => Ok(Some(one.digest)),
-            _ => {
-                let digests: Vec<String> = found.iter().map(|entry| entry.digest.to_string()).collect();
-                let detail = format!("`{name}` names {} releases: {}", found.len(), digests.join(", "));
-                Err(Failure::refused(Why::new(Reason::Ambiguous, detail)))
-            }
-        }
+/// Takes the release that `name` means off the list; none, when it means none: what is not on the list need not be taken off it.
+pub(crate) fn release(facts: &mut Facts, name: &str, at: u64) -> Result<Option<Quarantined>, Failure> {
+    let Some(released) = meant(listed(facts), name)? else { return Ok(None) };
+    let added = facts.add(&Fact::Released(released.digest), at);
+    added.map_err(|e| Failure::before(e.reason(), e))?;
+    Ok(Some(released))
+}
+
+pub(super) fn listed(facts: &Facts) -> Vec<Quarantined> {
+    let entry = |(digest, entry): (&Digest, &lifecycle::Quarantined)| Quarantined {
+        digest: *digest,
+        version: entry.version.clone(),
+        reason: entry.why.reason,
+    };
+    facts.known().quarantine.iter().map(entry).collect()
+}
+
+fn meant(listed: Vec<Quarantined>, name: &str) -> Result<Option<Quarantined>, Failure> {
+    let is_named = listed.iter().any(|entry| entry.version == name);
+    let is_meant = |entry: &Quarantined| match is_named {
+        true => entry.version == name,
+        false => entry.digest.is_meant_by(name),
+    };
+    let mut found: Vec<Quarantined> = listed.into_iter().filter(is_meant).collect();
+    if found.len() > 1 {
+        let digests: Vec<String> = found.iter().map(|entry| entry.digest.to_string()).collect();
+        let detail = format!("`{name}` names {} releases: {}", found.len(), digests.join(", "));
+        return Err(Failure::refused(Why::new(Reason::Ambiguous, detail)));
     }
+    Ok(found.pop())
 }

@@ -109,8 +109,14 @@ impl Phase {
     }
 }
 
+/// The newest lines of history, oldest first.
+pub(crate) fn newest(history: &[facts::Entry], logs: &[StartLog], limit: usize) -> Vec<HistoryEntry> {
+    let newest = &history[history.len().saturating_sub(limit)..];
+    newest.iter().map(|entry| history_entry(entry, logs)).collect()
+}
+
 /// One line of history.
-pub(super) fn history_entry(entry: &facts::Entry, logs: &[StartLog]) -> HistoryEntry {
+fn history_entry(entry: &facts::Entry, logs: &[StartLog]) -> HistoryEntry {
     let at = i64::try_from(entry.at_unix_secs).ok().and_then(|secs| jiff::Timestamp::from_second(secs).ok());
     let at = at.unwrap_or_default();
     let outcome = match &entry.what {

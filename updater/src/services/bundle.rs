@@ -9,7 +9,8 @@ use std::path::{Path, PathBuf};
 use serde_json::{Value, json};
 use switchback_partitions::slot::Slot;
 
-use super::store::Stored;
+use super::store::{SchemaError, Stored};
+use super::volume::Volumes;
 use crate::config::service::{Name, Service};
 use crate::file;
 
@@ -81,6 +82,9 @@ pub enum BundleError {
         /// The name.
         name: String,
     },
+    /// A label of the image.
+    #[error(transparent)]
+    Schema(#[from] SchemaError),
     /// A capability that no kernel has.
     #[error("while preparing the service {service}: there is no capability {name}")]
     NoCapability {
@@ -103,8 +107,8 @@ pub struct Slotted<'a> {
     pub image: &'a Stored,
     /// Its network namespace; `None`: one of its own with nothing in it.
     pub network: Option<&'a Path>,
-    /// The folder with the volumes.
-    pub volumes: &'a Path,
+    /// Where the volumes are.
+    pub volumes: &'a Volumes,
 }
 
 /// A service's user, as its image counts.
@@ -139,7 +143,7 @@ impl Slotted<'_> {
                 "noNewPrivileges": true,
             },
             "root": { "path": self.image.root, "readonly": true },
-            "mounts": self.mounts(),
+            "mounts": self.mounts()?,
             "linux": {
                 "namespaces": self.namespaces(),
                 "sysctl": { port_switch: first_port },
@@ -252,7 +256,7 @@ impl Slotted<'_> {
 
     /// What every service finds in its root (runtime-spec, config-linux.md, "Default Filesystems"), two places to write to that
     /// end with it, and its volumes.
-    fn mounts(&self) -> Vec<Value> {
+    fn mounts(&self) -> Result<Vec<Value>, SchemaError> {
         let mount = |place: &str, kind: &str, options: &[&str]| json!({ "destination": place, "type": kind, "source": kind, "options": options });
         let quiet = ["nosuid", "noexec", "nodev"];
         let mut mounts = vec![
@@ -270,13 +274,14 @@ impl Slotted<'_> {
             mount("/run", "tmpfs", &["nosuid", "nodev", "mode=0755", "size=65536k"]),
             mount("/tmp", "tmpfs", &["nosuid", "nodev", "mode=1777", "size=65536k"]),
         ];
-        mounts.extend(self.service.volumes.iter().map(|volume| {
-            json!({
-                "destination": volume.path, "type": "bind", "source": self.volumes.join(volume.name.as_str()),
+        for volume in &self.service.volumes {
+            let folder = self.volumes.path(&volume.name, self.image.schema(&volume.name)?);
+            mounts.push(json!({
+                "destination": volume.path, "type": "bind", "source": folder,
                 "options": ["rbind", "rw", "nosuid", "nodev"],
-            })
-        }));
-        mounts
+            }));
+        }
+        Ok(mounts)
     }
 }
 
@@ -300,14 +305,14 @@ mod tests {
         });
         let image = Stored::of(Digest::of(b""), root.path(), serde_json::from_value(config).unwrap());
         let service: Service = toml::from_str(&format!("image = \"x/y\"\n{declared}")).unwrap();
-        let (name, volumes) = ("dns".parse().unwrap(), Path::new("/data/volumes"));
+        let (name, volumes) = ("dns".parse().unwrap(), Volumes::at(Path::new("/data/volumes")));
         let slotted = Slotted {
             name: &name,
             service: &service,
             slot: Slot::A,
             image: &image,
             network: Some(Path::new("/run/netns/switchback-0-a")),
-            volumes,
+            volumes: &volumes,
         };
         let spec = slotted.spec().map_err(|error| error.to_string())?;
         // Written by hand, it must be what the specification's own types read, and nothing that they do not know.
@@ -366,6 +371,23 @@ mod tests {
         let bind = mounts.iter().find(|mount| mount["type"] == "bind").unwrap();
         assert_eq!(bind["source"], "/data/volumes/leases");
         assert_eq!(bind["destination"], "/var/lib/misc");
+    }
+
+    #[test]
+    fn a_volume_is_that_of_the_schema_which_the_image_names() {
+        let labelled =
+            |schema: &str| json!({ "Cmd": ["/x"], "Labels": { "io.switchback.schema.leases": schema } });
+        let declared = "volumes = [\"leases:/var/lib/misc\", \"keys:/keys\"]";
+        let spec = spec(declared, labelled("2"));
+        let mounts = spec.unwrap()["mounts"].as_array().unwrap().clone();
+        let sources: Vec<_> = mounts
+            .iter()
+            .filter(|mount| mount["type"] == "bind")
+            .map(|mount| mount["source"].clone())
+            .collect();
+        assert_eq!(sources, ["/data/volumes/leases@2", "/data/volumes/keys"]);
+        let wrong = self::spec(declared, labelled("two")).unwrap_err();
+        assert!(wrong.contains("io.switchback.schema.leases is `two`"), "{wrong}");
     }
 
     #[test]

@@ -189,7 +189,7 @@ impl Services<'_> {
         for name in images.keys() {
             self.declared(name)?;
         }
-        let _lock = self.lock()?;
+        let _lock = lock(&self.folder)?;
         let unreadable = |error: FactsError| Failure::before(error.reason(), error);
         let mut moved = Vec::new();
         for (name, image) in images {

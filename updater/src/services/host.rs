@@ -8,19 +8,23 @@ use std::time::{Duration, Instant};
 use nix::sys::signal::Signal;
 use switchback_partitions::slot::Slot;
 
-use super::bundle::{BundleError, Slotted, User};
+use super::bundle::{BundleError, Slotted};
+use super::holder;
 use super::network::{self, NetworkError, Place};
 use super::probe;
 use super::runtime::{Runtime, RuntimeError};
-use super::set::Record;
-use super::store::{Store, Stored};
+use super::set::{Held, Record};
+use super::store::{SchemaError, Store, Stored};
+use super::volume::Volumes;
 use crate::config::Config;
-use crate::config::service::{Name, Service};
+use crate::config::service::{Name, Restart, Service};
 use crate::digest::Digest;
 use crate::file::FileError;
 
 /// How often flows that end are looked at.
 const DRAIN_LOOK: Duration = Duration::from_millis(500);
+/// The most bytes of a slot's output that are kept, twice: as they are written, and the ones before.
+const LOG_BYTES_MAX: u64 = 8 << 20;
 
 /// Why something could not be done with a slot.
 #[derive(Debug, thiserror::Error)]
@@ -37,6 +41,24 @@ pub enum SlotError {
     /// A file or folder.
     #[error(transparent)]
     File(#[from] FileError),
+    /// A label of its image.
+    #[error(transparent)]
+    Schema(#[from] SchemaError),
+    /// Data that no image of this age can read.
+    #[error(
+        "while starting the service {service}: its image has schema {wanted} of the volume {volume}, what is there has \
+         {found}, and nothing of the older one is kept"
+    )]
+    TooOld {
+        /// Which service.
+        service: Name,
+        /// Which volume.
+        volume: Name,
+        /// What the image reads.
+        wanted: u32,
+        /// What the volume is.
+        found: u32,
+    },
     /// What the record counts on is gone.
     #[error(
         "while starting the service {service}: its image {image} is not in the store any more; order it again"
@@ -54,8 +76,9 @@ pub enum SlotError {
 pub struct Host {
     /// Their images.
     pub store: Store,
+    /// Their data.
+    pub volumes: Volumes,
     runtime: Runtime,
-    volumes: PathBuf,
     logs: PathBuf,
     bundles: PathBuf,
 }
@@ -80,7 +103,7 @@ impl Host {
         Ok(Host {
             store: Store::at(&data.join("store")),
             runtime: Runtime::new(config.machine.runtime.as_deref(), &run.join("runtime"))?,
-            volumes: data.join("volumes"),
+            volumes: Volumes::at(&data.join("volumes")),
             logs: data.join("logs"),
             bundles: run.join("bundles"),
         })
@@ -90,7 +113,8 @@ impl Host {
     pub fn open(config: &Config) -> Result<Host, SlotError> {
         let host = Host::look(config)?;
         host.store.make()?;
-        for folder in [&host.volumes, &host.logs, &host.bundles] {
+        host.volumes.prepare()?;
+        for folder in [&host.logs, &host.bundles] {
             make(folder)?;
         }
         network::prepare()?;
@@ -98,21 +122,39 @@ impl Host {
     }
 }
 
-impl Host {
-    /// The folder of a volume. Its first user owns it; later ones find it as it was left.
-    fn make_volume(&self, name: &Name, User { uid, gid }: User) -> Result<(), FileError> {
-        let folder = self.volumes.join(name.as_str());
-        if folder.is_dir() {
-            return Ok(());
-        }
-        make(&folder)?;
-        let owned = std::os::unix::fs::chown(&folder, Some(uid), Some(gid));
-        owned.map_err(FileError::of("changing the owner of", &folder))
+fn bound(log: &Path, bytes_max: u64) -> Result<(), FileError> {
+    match std::fs::metadata(log) {
+        Ok(found) if found.len() > bytes_max => {}
+        _ => return Ok(()),
     }
+    let (unfinished, old) = (log.with_extension("log.new"), log.with_extension("log.1"));
+    std::fs::copy(log, &unfinished).map_err(FileError::of("copying", log))?;
+    std::fs::rename(&unfinished, &old).map_err(FileError::of("renaming", &unfinished))?;
+    // The container opened it for appending: it goes on at the new end.
+    let cut = std::fs::File::options().write(true).open(log).and_then(|file| file.set_len(0));
+    cut.map_err(FileError::of("emptying", log))
 }
 
 fn make(folder: &Path) -> Result<(), FileError> {
     std::fs::create_dir_all(folder).map_err(FileError::of("making", folder))
+}
+
+impl Host {
+    /// Removes what the volumes of a service were in schemas that no slot uses any more; `records` are all that it has.
+    pub fn keep_volumes(&self, service: &Service, records: &[&Record]) -> Result<(), SlotError> {
+        let mut images = Vec::new();
+        for held in records.iter().flat_map(|record| record.slots.iter().flatten()) {
+            // What is used by an image that cannot be asked is not known.
+            let Some(image) = self.store.find(&held.image)? else { return Ok(()) };
+            images.push(image);
+        }
+        for volume in &service.volumes {
+            let schemas: Result<Vec<u32>, _> =
+                images.iter().map(|image| image.schema(&volume.name)).collect();
+            self.volumes.keep_only(&volume.name, &schemas?)?;
+        }
+        Ok(())
+    }
 }
 
 impl<'a> Member<'a> {
@@ -161,9 +203,73 @@ impl<'a> Member<'a> {
         let spec = slotted.spec()?;
         let user = slotted.user()?;
         for volume in &self.service.volumes {
-            self.host.make_volume(&volume.name, user)?;
+            self.host.volumes.make(&volume.name, image.schema(&volume.name)?, user)?;
         }
-        Ok(self.host.runtime.start(&id, &spec, &self.host.bundles.join(&id), &self.log(slot))?)
+        let held = self.service.restart == Restart::OnFailure;
+        Ok(self.host.runtime.start(&id, &spec, (&self.bundle(slot), &self.log(slot)), held)?)
+    }
+
+    /// Gives an image that is to be tried volumes of its own schema: copies of what `serving` has where its own is higher. Gives the
+    /// names of those.
+    pub fn raise_volumes(
+        &self,
+        image: &Stored,
+        serving: Option<&Stored>,
+    ) -> Result<Vec<&'a Name>, SlotError> {
+        let (volumes, mut raised) = (&self.host.volumes, Vec::new());
+        for name in self.volumes() {
+            let Some(serving) = serving else { break };
+            let (found, wanted) = (serving.schema(name)?, image.schema(name)?);
+            if wanted < found && !volumes.path(name, wanted).is_dir() {
+                let (service, volume) = (self.name.clone(), name.clone());
+                return Err(SlotError::TooOld { service, volume, wanted, found });
+            }
+            if wanted > found && volumes.raise(name, found, wanted)? {
+                raised.push(name);
+            }
+        }
+        Ok(raised)
+    }
+
+    /// What an image that was left had raised is used by nobody again: the next one begins with what serves.
+    fn set_raised_aside(&self, left: Option<&Stored>, serving: Option<&Stored>) -> Result<(), SlotError> {
+        let (Some(left), Some(serving)) = (left, serving) else { return Ok(()) };
+        for name in self.volumes() {
+            // A label that says nothing never let its image start.
+            let schema = left.schema(name).unwrap_or(0);
+            if schema > serving.schema(name)? {
+                self.host.volumes.set_aside(name, schema)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn volumes(&self) -> impl Iterator<Item = &'a Name> + use<'a> {
+        self.service.volumes.iter().map(|volume| &volume.name)
+    }
+
+    fn bundle(&self, slot: Slot) -> PathBuf {
+        self.host.bundles.join(self.id(slot))
+    }
+
+    /// False when the slot ended by itself and its declaration leaves it at that. After a boot nothing has ended yet.
+    pub fn may_start(&self, slot: Slot) -> Result<bool, SlotError> {
+        let ended = self.host.runtime.find(&self.id(slot))?.is_some_and(|found| !found.runs);
+        Ok(match self.service.restart {
+            _ if !ended => true,
+            Restart::Always => true,
+            Restart::OnFailure => !holder::ended_well(&self.bundle(slot)),
+            Restart::Never => false,
+        })
+    }
+
+    /// Keeps what the slots write from filling the disk: what is too long becomes `….log.1`. The container holds the file open, so
+    /// the content is what moves; a line that is written at this very moment may be lost.
+    pub fn bound_logs(&self) -> Result<(), SlotError> {
+        for slot in Slot::ALL {
+            bound(&self.log(slot), LOG_BYTES_MAX)?;
+        }
+        Ok(())
     }
 
     /// Ends the slot and takes its network away. One that does not run is no error.
@@ -180,7 +286,18 @@ impl<'a> Member<'a> {
             return Err(format!("it has ended; its last words: {words}"));
         }
         let [address, _] = self.place(slot).addresses();
-        probe::ask(&self.service.probe, &self.service.listen, address).await
+        let probe = &self.service.probe;
+        probe::ask(probe, &self.service.listen, address).await?;
+        match probe.command.first() {
+            Some(program) => self
+                .exec(slot, &probe.command, probe::PATIENCE)
+                .map_err(|words| format!("{program}: {words}")),
+            None => Ok(()),
+        }
+    }
+
+    fn exec(&self, slot: Slot, words: &[String], patience: Duration) -> Result<(), String> {
+        tokio::task::block_in_place(|| self.host.runtime.exec(&self.id(slot), words, patience))
     }
 
     /// Leads new flows to a slot, or nowhere.
@@ -188,10 +305,16 @@ impl<'a> Member<'a> {
         Ok(network::lead(&self.service.listen, slot.map(|slot| self.place(slot)))?)
     }
 
-    /// Lets the flows of a slot that no new ones are led to end by themselves, as long as the declaration says; then they
-    /// are forgotten, and what they send next goes where new flows go.
-    pub fn drain(&self, slot: Slot) -> Result<(), SlotError> {
+    /// Lets the flows of a slot that no new ones are led to end by themselves, as long as the declaration says, after the slot was
+    /// told by the declaration's command; then they are forgotten, and what they send next goes where new flows go.
+    fn drain(&self, slot: Slot) -> Result<(), SlotError> {
         let (began, place) = (Instant::now(), self.place(slot));
+        if !self.service.drain_command.is_empty()
+            && self.runs(slot)?
+            && let Err(words) = self.exec(slot, &self.service.drain_command, self.service.drain)
+        {
+            tracing::warn!(service = %self.name, %slot, words, "the drain command failed");
+        }
         while self.runs(slot)? && began.elapsed() < self.service.drain && network::flows(place)? > 0 {
             std::thread::sleep(DRAIN_LOOK);
         }
@@ -201,22 +324,71 @@ impl<'a> Member<'a> {
     /// Brings the machine to what the record says: the slot that serves runs and is led to, the other one does not run.
     pub fn settle(&self, record: &Record) -> Result<(), SlotError> {
         let serving = record.serving();
-        let found = |image: &Digest| {
-            let gone = || SlotError::Gone { service: self.name.clone(), image: *image };
-            self.host.store.find(image)?.ok_or_else(gone)
-        };
         // A slot that runs is not ended because nobody could start it again.
-        let image = record.held(serving).map(|held| found(&held.image)).transpose()?;
+        let image = self.serving(record)?;
         match &image {
             Some(image) => {
+                // It came with an OS, without a trial of its own that would have raised them.
+                let is_new = |name: &Name| Ok(!self.host.volumes.path(name, image.schema(name)?).is_dir());
+                let news = self.volumes().map(is_new).collect::<Result<Vec<bool>, SlotError>>()?;
+                if news.contains(&true) {
+                    self.raise_volumes(image, self.found(record, serving.other())?.as_ref())?;
+                }
                 self.start(serving, image)?;
                 self.lead(Some(serving))?;
             }
             None => self.lead(None)?,
         }
+        self.leave(record)
+    }
+
+    /// Ends the slot that does not serve, after its flows.
+    pub fn leave(&self, record: &Record) -> Result<(), SlotError> {
+        let left = record.serving().other();
         // Ended at once, it would take with it the questions that it has not answered yet; and a flow that nobody forgot would go on
         // to where nothing is, with the next client that happens to use the same port.
-        self.drain(serving.other())?;
-        self.stop(serving.other())
+        self.drain(left)?;
+        self.stop(left)?;
+        let image = self.found(record, left)?;
+        self.set_raised_aside(image.as_ref(), self.serving(record)?.as_ref())
+    }
+
+    /// What a slot holds, where that is here.
+    fn found(&self, record: &Record, slot: Slot) -> Result<Option<Stored>, SlotError> {
+        let find = |held: &Held| self.host.store.find(&held.image);
+        Ok(record.held(slot).map(find).transpose()?.flatten())
+    }
+
+    /// The image that serves, if any.
+    pub fn serving(&self, record: &Record) -> Result<Option<Stored>, SlotError> {
+        let Some(held) = record.held(record.serving()) else { return Ok(None) };
+        let gone = || SlotError::Gone { service: self.name.clone(), image: held.image };
+        self.host.store.find(&held.image)?.ok_or_else(gone).map(Some)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Write as _;
+
+    use super::*;
+
+    #[test]
+    fn a_log_that_is_too_long_becomes_the_one_before_and_its_writer_goes_on() {
+        let dir = tempfile::tempdir().unwrap();
+        let log = dir.path().join("dns-a.log");
+        bound(&log, 10).unwrap();
+        let mut writer = std::fs::File::options().append(true).create(true).open(&log).unwrap();
+        let read = |name: &str| std::fs::read_to_string(dir.path().join(name)).unwrap();
+        writer.write_all(b"0123456789").unwrap();
+        bound(&log, 10).unwrap();
+        assert_eq!(read("dns-a.log"), "0123456789");
+        writer.write_all(b"!").unwrap();
+        bound(&log, 10).unwrap();
+        writer.write_all(b"more").unwrap();
+        assert_eq!((read("dns-a.log.1"), read("dns-a.log")), ("0123456789!".into(), "more".into()));
+        writer.write_all(b"0123456789").unwrap();
+        bound(&log, 10).unwrap();
+        assert_eq!((read("dns-a.log.1"), read("dns-a.log")), ("more0123456789".into(), String::new()));
     }
 }

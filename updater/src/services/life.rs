@@ -12,6 +12,7 @@ use uuid::Uuid;
 use super::host::{Host, Member, SlotError};
 use super::set::{Held, Record, Set, Which};
 use super::store::Stored;
+use super::volume::FAILED;
 use crate::config::service::{Mode, Name, Service};
 use crate::engine::{Failure, NOTHING_CHANGED, chain};
 use crate::facts::{Fact, Facts, state_file};
@@ -240,7 +241,7 @@ impl<'a> Life<'a> {
             },
             Action::Confirm(slot) => match self.change_boot(|boot| boot.confirm(slot)) {
                 Ok(()) => {
-                    self.leave(slot.other());
+                    self.leave();
                     Event::Confirmed
                 }
                 Err(why) => {
@@ -298,7 +299,9 @@ impl<'a> Life<'a> {
         if self.member.service.mode == Mode::Recreate && old != slot {
             self.stop_old(old).await.map_err(unfit)?;
         }
+        let mut raised = Vec::new();
         let tried = async {
+            raised = self.raise_volumes(&image)?;
             self.member.start(slot, &image).map_err(|error| chain(&error))?;
             self.becomes_well(slot).await?;
             self.member.lead(Some(slot)).map_err(|error| chain(&error))?;
@@ -309,15 +312,22 @@ impl<'a> Life<'a> {
                 activation.as_secs_f64()
             ));
             self.stays_well(slot).await?;
-            Ok(activation)
+            Ok::<_, String>(activation)
         };
         match tried.await {
             Ok(activation) => Ok(Some(activation)),
             Err(words) => {
                 self.lead_back(slot);
-                Err(unfit(words))
+                let kept =
+                    |name: &&Name| format!("; what it made of the volume {name} is kept as {name}@{FAILED}");
+                Err(unfit(words + &raised.iter().map(kept).collect::<String>()))
             }
         }
+    }
+
+    fn raise_volumes(&self, image: &Stored) -> Result<Vec<&'a Name>, String> {
+        let raise = || self.member.raise_volumes(image, self.member.serving(self.record())?.as_ref());
+        raise().map_err(|error| chain(&error))
     }
 
     /// Clients to the slot that served before; it is started again where it had to end.
@@ -368,10 +378,9 @@ impl<'a> Life<'a> {
     }
 
     /// After a confirmation: the old slot's flows end, then it does. Its image stays, as the way back.
-    fn leave(&self, old: Slot) {
-        let left = self.member.drain(old).and_then(|()| self.member.stop(old));
-        if let Err(error) = left {
-            tracing::warn!(service = %self.member.name, slot = %old, error = chain(&error), "the old slot could not be ended");
+    fn leave(&self) {
+        if let Err(error) = self.member.leave(self.record()) {
+            tracing::warn!(service = %self.member.name, error = chain(&error), "the old slot could not be ended");
         }
     }
 
@@ -379,6 +388,16 @@ impl<'a> Life<'a> {
         let Some(held) = self.record().held(slot) else { return Err(format!("slot {slot} holds nothing")) };
         let found = self.member.host.store.find(&held.image).map_err(|error| chain(&error))?;
         found.ok_or_else(|| format!("the image {} is not in the store", held.image))
+    }
+
+    /// False when what should serve has ended by itself and its declaration leaves it at that.
+    pub fn may_start(&self) -> Result<bool, SlotError> {
+        self.member.may_start(self.record().serving())
+    }
+
+    /// Keeps the slots' logs from filling the disk.
+    pub fn bound_logs(&self) -> Result<(), SlotError> {
+        self.member.bound_logs()
     }
 
     /// True while the slot that should serve runs; always where none should.

@@ -3,8 +3,10 @@
 //! Not here: how an image is read (`container`), what an update's life is (`lifecycle`, the same `step` as the OS). Rule:
 //! nothing here touches the OS boot record; what a service may do is what its declaration grants (`config::service`).
 
+pub mod asked;
 pub mod bundle;
 pub mod follow;
+pub mod holder;
 pub mod host;
 pub mod life;
 pub mod network;
@@ -13,3 +15,4 @@ pub mod probe;
 pub mod runtime;
 pub mod set;
 pub mod store;
+pub mod volume;

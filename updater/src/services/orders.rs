@@ -12,9 +12,9 @@ use switchback_partitions::slot::Slot;
 
 use super::host::{Host, Member, SlotError};
 use super::life::{Done, Life, Records};
-use super::set::{Held, Set, Which};
+use super::set::{Held, Record, Set, Which};
 use crate::config::Config;
-use crate::config::service::{Mode, Name, Service};
+use crate::config::service::{Mode, Name, Service, in_order};
 use crate::container::{ContainerError, ContainerRequest, ImageConfig, Platform};
 use crate::digest::Digest;
 use crate::engine::source::{self, policy_of, resolve};
@@ -34,11 +34,12 @@ const VERSION_LABEL: &str = "org.opencontainers.image.version";
 const SECURITY_LABEL: &str = "io.switchback.security-version";
 /// What raises the bound of an image.
 pub(super) const SIZE_KNOB: &str = "`image_size_max` of the service";
+/// How long an order waits for another one, or for the daemon, which looks at the services once a second.
+const LOCK_PATIENCE: Duration = Duration::from_secs(20);
+/// Between two tries to get the lock.
+const LOCK_PAUSE: Duration = Duration::from_millis(20);
 /// How often the daemon looks whether every service runs.
 const LOOK: Duration = Duration::from_secs(1);
-/// How long an order waits for another process that changes services, and between two tries.
-const LOCK_PATIENCE: Duration = Duration::from_secs(5);
-const LOCK_LOOK: Duration = Duration::from_millis(20);
 /// The longest pause before a service that ended is started again.
 const BACKOFF_MAX: Duration = Duration::from_secs(60);
 
@@ -116,7 +117,7 @@ impl<'a> Services<'a> {
     /// Moves a service to the image that its declaration names, or to `to`.
     pub fn update(&self, name: &Name, to: Option<&str>) -> Result<ServiceMoved, Failure> {
         let (began, service) = (Instant::now(), self.declared(name)?);
-        let _lock = self.lock()?;
+        let _lock = lock(&self.folder)?;
         let held = self.fetch(name, service, to)?;
         let mut life = self.life(name, service)?;
         // An operator names the image in the declaration: an older one is as welcome as a newer.
@@ -128,18 +129,22 @@ impl<'a> Services<'a> {
     /// Goes back to what the service's other slot holds.
     pub fn rollback(&self, name: &Name) -> Result<ServiceMoved, Failure> {
         let (began, service) = (Instant::now(), self.declared(name)?);
-        let _lock = self.lock()?;
+        let _lock = lock(&self.folder)?;
         let done = self.life(name, service)?.rollback()?;
         self.moved(name, &done, began)
     }
 
     /// Runs what is declared and was ordered once, and starts again what ends, until `stopped`.
     pub fn supervise(&self) -> Result<(), Failure> {
-        let mut watches: Vec<(&Name, &Service, Watch)> =
-            self.config.service.iter().map(|(name, service)| (name, service, Watch::default())).collect();
+        let order = in_order(&self.config.service)
+            .map_err(|(_, why)| Failure::refused(Why::new(Reason::ConfigInvalid, why)))?;
+        let mut watches = Vec::new();
+        for name in order {
+            watches.push((name, self.declared(name)?, Watch::default()));
+        }
         while !self.progress.stopped() {
             // An order in another process has the lock: it brings the services to where they belong itself.
-            if let Ok(_lock) = lock(&self.folder) {
+            if let Ok(_lock) = try_lock(&self.folder) {
                 for (name, service, watch) in &mut watches {
                     if let Err(failure) = self.look_after(name, service, watch) {
                         tracing::error!(service = %name, why = %failure.why, "not as it should be");
@@ -153,8 +158,12 @@ impl<'a> Services<'a> {
 
     fn look_after(&self, name: &'a Name, service: &'a Service, watch: &mut Watch) -> Result<(), Failure> {
         let mut life = self.life(name, service)?;
-        if !watch.settled {
+        life.bound_logs().map_err(failed)?;
+        let may_start = life.may_start().map_err(failed)?;
+        if !watch.settled && may_start {
             life.settle()?;
+        }
+        if !watch.settled || !may_start {
             watch.settled = true;
             return Ok(());
         }
@@ -177,19 +186,6 @@ impl<'a> Services<'a> {
 
     pub(super) fn declared(&self, name: &Name) -> Result<&'a Service, Failure> {
         declared(self.config, name)
-    }
-
-    /// Waits a little: the daemon has it for a moment in each of its looks.
-    pub(super) fn lock(&self) -> Result<InstanceLock, Failure> {
-        let began = Instant::now();
-        loop {
-            match lock(&self.folder) {
-                Err(failure) if failure.why.reason == Reason::Busy && began.elapsed() < LOCK_PATIENCE => {
-                    std::thread::sleep(LOCK_LOOK);
-                }
-                other => return other,
-            }
-        }
     }
 
     /// What `update` would do: true when it would move the service. Nothing is fetched but what tells that.
@@ -243,10 +239,16 @@ impl<'a> Services<'a> {
 
     /// Images that no slot counts on any more.
     pub(super) fn collect(&self) -> Result<(), Failure> {
-        let mut kept = BTreeSet::new();
+        let mut sets = Vec::new();
         for which in Which::ALL {
-            let set = Set::load(&self.folder, which).map_err(|e| Failure::before(e.reason(), e))?;
-            kept.extend(set.images());
+            sets.push(Set::load(&self.folder, which).map_err(|e| Failure::before(e.reason(), e))?);
+        }
+        let kept: BTreeSet<Digest> = sets.iter().flat_map(Set::images).collect();
+        for (name, service) in &self.config.service {
+            let records: Vec<&Record> = sets.iter().filter_map(|set| set.services.get(name)).collect();
+            if let Err(error) = self.host.keep_volumes(service, &records) {
+                tracing::warn!(service = %name, error = chain(&error), "old volumes could not be removed");
+            }
         }
         if let Err(error) = self.host.store.keep_only(&kept) {
             tracing::warn!(error = chain(&error), "old images could not be removed");
@@ -276,8 +278,20 @@ pub(super) fn held(digest: Digest, config: &ImageConfig, image: Digest, unnamed:
     Held { release: Release { digest, version, security_version }, image }
 }
 
-/// The right to change services; one process has it at a time.
+/// The right to change services, once whoever has it lets go.
 pub(super) fn lock(state: &dyn StateDir) -> Result<InstanceLock, Failure> {
+    let began = Instant::now();
+    loop {
+        match try_lock(state) {
+            Err(failure) if failure.why.reason == Reason::Busy && began.elapsed() < LOCK_PATIENCE => {
+                std::thread::sleep(LOCK_PAUSE);
+            }
+            other => return other,
+        }
+    }
+}
+
+fn try_lock(state: &dyn StateDir) -> Result<InstanceLock, Failure> {
     let folder = state.path().join("services");
     std::fs::create_dir_all(&folder).map_err(|error| Failure::before(Reason::StateUnreadable, error))?;
     InstanceLock::take(&folder).map_err(|error| Failure::before(host_reason(&error), error))
@@ -334,7 +348,7 @@ fn one(
     host: &Host,
 ) -> Result<ServiceStatus, Failure> {
     let service = declared(config, name)?;
-    let own = Folder::new(folder.path().join("services").join(name.as_str()));
+    let own = own_folder(folder, name);
     let facts = Facts::read(&own).map_err(|e| Failure::before(e.reason(), e))?;
     let state = crate::facts::state_file::load(&own).into_state();
     let record = set.services.get(name);
@@ -358,7 +372,7 @@ fn one(
     })
 }
 
-fn declared<'a>(config: &'a Config, name: &Name) -> Result<&'a Service, Failure> {
+pub(super) fn declared<'a>(config: &'a Config, name: &Name) -> Result<&'a Service, Failure> {
     config.service.get(name).ok_or_else(|| {
         let names: Vec<&str> = config.service.keys().map(Name::as_str).collect();
         let known = if names.is_empty() { "none is".to_owned() } else { names.join(", ") };
@@ -369,8 +383,13 @@ fn declared<'a>(config: &'a Config, name: &Name) -> Result<&'a Service, Failure>
     })
 }
 
+/// Where a service's own records are.
+pub(super) fn own_folder(folder: &Folder, name: &Name) -> Folder {
+    Folder::new(folder.path().join("services").join(name.as_str()))
+}
+
 /// Where there are no OS slots, there is one set, of slot a; where there are, none is guessed.
-fn os_slot(config: &Config, folder: &Folder) -> Result<Slot, Failure> {
+pub(super) fn os_slot(config: &Config, folder: &Folder) -> Result<Slot, Failure> {
     match crate::host::open(config).and_then(|machine| machine.running()) {
         Ok(witness) => Ok(witness.slot),
         Err(error) if Set::exists(folder, Which::Of(Slot::B)) => {

@@ -13,13 +13,13 @@ use tokio::net::{TcpStream, UdpSocket};
 use crate::config::service::{DnsQuestion, Listen, ServiceProbe, Transport};
 
 /// How long one question may take.
-const PATIENCE: Duration = Duration::from_secs(2);
+pub(super) const PATIENCE: Duration = Duration::from_secs(2);
 /// The longest answer that is read, in bytes: what a datagram may carry without fragments, and more.
 const ANSWER_BYTES_MAX: usize = 4096;
 /// An NTP packet without extensions, in bytes (RFC 5905, 7.3).
 const NTP_BYTES: usize = 48;
 
-/// Asks all that the declaration wants to know, once.
+/// Asks all that the declaration wants to know by the network, once.
 pub async fn ask(probe: &ServiceProbe, listen: &[Listen], address: IpAddr) -> Result<(), String> {
     let work = async {
         let port = |standard| SocketAddr::new(address, probe.port.unwrap_or(standard));

@@ -11,6 +11,7 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
+use crate::config::service::Name;
 use crate::container::{self, ContainerError, ContainerRequest, Image, ImageConfig, Layers};
 use crate::digest::Digest;
 use crate::file::{self, FileError};
@@ -27,6 +28,9 @@ const UNFINISHED: &str = "new-";
 /// Of an image: its root, and what is known about it.
 const ROOT: &str = "root";
 const ABOUT: &str = "image.json";
+
+/// In front of a volume's name: the label that says which schema an image's data has in it.
+const SCHEMA_LABEL: &str = "io.switchback.schema.";
 
 /// Folders that an OCI runtime mounts over and an image may lack, with the mode of each.
 const FOLDERS: [(&[u8], u32); 6] =
@@ -51,10 +55,25 @@ pub struct Stored {
 }
 
 impl Stored {
+    /// The schema that its data in a volume has, by the label `io.switchback.schema.NAME`; without one it is 0.
+    pub fn schema(&self, volume: &Name) -> Result<u32, SchemaError> {
+        let text = self.config.label(&format!("{SCHEMA_LABEL}{volume}"));
+        let wrong = |text: &str| SchemaError { volume: volume.clone(), text: text.to_owned() };
+        text.map_or(Ok(0), |text| text.parse().map_err(|_| wrong(text)))
+    }
+
     #[cfg(test)]
     pub(super) fn of(digest: Digest, root: &Path, config: ImageConfig) -> Stored {
         Stored { digest, root: root.to_owned(), config, layers: Vec::new() }
     }
+}
+
+/// A schema that is no number.
+#[derive(Debug, thiserror::Error)]
+#[error("while looking at the image: its label {SCHEMA_LABEL}{volume} is `{text}`, which is no number")]
+pub struct SchemaError {
+    volume: Name,
+    text: String,
 }
 
 #[derive(Serialize, Deserialize)]

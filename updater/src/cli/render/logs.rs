@@ -49,7 +49,7 @@ fn head(log: &StartLog) -> String {
 }
 
 /// Without what could move a terminal's cursor: a log holds whatever a broken program printed.
-fn plain(text: &str) -> String {
+pub(in crate::cli) fn plain(text: &str) -> String {
     text.chars()
         .map(|sign| if sign.is_control() && sign != '\n' && sign != '\t' { '?' } else { sign })
         .collect()

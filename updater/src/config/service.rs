@@ -66,8 +66,8 @@ impl fmt::Display for Name {
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Service {
-    /// `host[:port]/repository[:tag]` or `oci:FOLDER[:tag]`.
-    pub image: String,
+    /// `host[:port]/repository[:tag]` or `oci:FOLDER[:tag]`. Absent: what a release binds to the OS.
+    pub image: Option<String>,
     /// Whether two of it may run at once.
     #[serde(default)]
     pub mode: Mode,
@@ -387,11 +387,11 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_service_needs_an_image_and_gets_nothing_that_it_does_not_name() {
+    fn a_service_gets_nothing_that_it_does_not_name() {
         let service: Service = toml::from_str("image = \"registry.example/dns:1\"").unwrap();
         assert_eq!((service.mode, service.pids, service.memory.0), (Mode::BlueGreen, 64, 256 << 20));
         assert!(service.capabilities.is_empty() && service.volumes.is_empty() && service.listen.is_empty());
-        assert!(toml::from_str::<Service>("mode = \"recreate\"").is_err(), "no image");
+        assert_eq!(toml::from_str::<Service>("mode = \"recreate\"").unwrap().image, None, "a release's");
     }
 
     #[test]

@@ -114,7 +114,7 @@ impl Engine<'_> {
             _ => true,
         };
         if is_wanted && self.has_the_running_os(&release, &seen) {
-            return self.move_services((&release, &*registry), &seen, (to.is_some(), reach), began);
+            return self.move_services((&release, &*registry), &seen, reach, began);
         }
         if reach == Reach::DryRun {
             return self.dry_run(planned, answer, Some((&release, &*registry))).map(Answer::Update);

@@ -88,7 +88,7 @@ impl Engine<'_> {
         &mut self,
         (release, registry): (&Release, &dyn Registry),
         seen: &Seen,
-        (named, reach): (bool, Reach),
+        reach: Reach,
         began: Instant,
     ) -> Result<Answer, Failure> {
         let running = seen.observation.running;
@@ -109,7 +109,7 @@ impl Engine<'_> {
             answer.detail = "The images are here; run `switchback update` again to move the services.".into();
             return Ok(Answer::Update(answer));
         }
-        self.lead_services(&follows, &images, seen, named)?.finish(answer, began).map(Answer::Update)
+        self.lead_services(&follows, &images, seen)?.finish(answer, began).map(Answer::Update)
     }
 
     /// The way back from a move of the services alone, when there was one on this OS; needs no network.
@@ -145,7 +145,7 @@ impl Engine<'_> {
             answer.detail = "The services would go back; no restart, nothing was changed.".into();
             return Ok(Some(Answer::Rollback(answer)));
         }
-        let led = self.lead_services(before, &images, seen, true)?;
+        let led = self.lead_services(before, &images, seen)?;
         led.finish(answer, began).map(|answer| Some(Answer::Rollback(answer)))
     }
 
@@ -154,13 +154,12 @@ impl Engine<'_> {
         follows: &Followed,
         images: &BTreeMap<Name, Held>,
         seen: &Seen,
-        named: bool,
     ) -> Result<Led, Failure> {
         let left = self.left_behind(seen)?;
         let services = Services::open(self.config, self.progress)?;
         let back = version::compare(&follows.release.version, &left.release.version).is_lt();
         let is_news = left.release.digest != follows.release.digest;
-        let followings = services.follow((left.clone(), follows), images, named)?;
+        let followings = services.follow((left.clone(), follows), images)?;
         let (verdict, why) = match (&followings.failed, back) {
             (Some(failure), _) => (Verdict::Returned, Some(failure.why.clone())),
             (None, true) => (Verdict::RolledBack, None),

@@ -179,12 +179,11 @@ pub struct Followings {
 
 impl Services<'_> {
     /// Moves each service from the release `left` to its image in `follows`, one after the other; when one fails, those that
-    /// moved go back. `named` when a person named the release.
+    /// moved go back.
     pub fn follow(
         &self,
         (left, follows): (Followed, &Followed),
         images: &BTreeMap<Name, Held>,
-        named: bool,
     ) -> Result<Followings, Failure> {
         for name in images.keys() {
             self.declared(name)?;
@@ -194,7 +193,7 @@ impl Services<'_> {
         let mut moved = Vec::new();
         for (name, image) in images {
             let (began, service) = (Instant::now(), self.declared(name)?);
-            let done = self.life(name, service).and_then(|mut life| life.update(image.clone(), named));
+            let done = self.life(name, service).and_then(|mut life| life.update(image.clone()));
             match done {
                 Ok(done) if done.outcome.is_some() => moved.push(self.moved(name, &done, began)?),
                 Ok(_) => {}

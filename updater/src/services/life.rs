@@ -121,13 +121,13 @@ impl<'a> Life<'a> {
         self.drive(started).map(drop)
     }
 
-    /// Moves to a verified image that is in the store. `named` when a person named it: what was held back or failed before is
-    /// then moved to all the same as far as `lifecycle` lets an order do that.
-    pub fn update(&mut self, held: Held, named: bool) -> Result<Done, Failure> {
+    /// Moves to a verified image that is in the store.
+    pub fn update(&mut self, held: Held) -> Result<Done, Failure> {
         self.settle()?;
         let (before, release) = (self.state.next_seq, held.release.clone());
         self.candidate = Some(held);
-        let order = Order { candidate: release, named, below_floor: false, goal: Goal::Trial };
+        // An operator names the image in the declaration, or a release in its index: an older one is as welcome as a newer.
+        let order = Order { candidate: release, named: true, below_floor: false, goal: Goal::Trial };
         self.drive(Event::UpdateOrdered(Box::new(order), Box::new(self.observe())))?;
         self.done(before)
     }

@@ -120,8 +120,7 @@ impl<'a> Services<'a> {
         let _lock = lock(&self.folder)?;
         let held = self.fetch(name, service, to)?;
         let mut life = self.life(name, service)?;
-        // An operator names the image in the declaration: an older one is as welcome as a newer.
-        let done = life.update(held, true)?;
+        let done = life.update(held)?;
         self.collect()?;
         self.moved(name, &done, began)
     }
@@ -217,7 +216,7 @@ impl<'a> Services<'a> {
         service: &Service,
         to: Option<&str>,
     ) -> Result<(Box<dyn Registry>, Digest, String), Failure> {
-        let reference = reference(service, to)?;
+        let reference = reference(name, service, to)?;
         let policy = service.trust.as_ref().or(self.config.trust.policy.service.as_ref());
         let policy = policy.ok_or_else(|| {
             let detail = format!("neither [service.{name}.trust] nor [trust.policy.service] names a key");
@@ -399,10 +398,17 @@ pub(super) fn os_slot(config: &Config, folder: &Folder) -> Result<Slot, Failure>
     }
 }
 
-fn reference(service: &Service, to: Option<&str>) -> Result<Reference, Failure> {
+fn reference(name: &Name, service: &Service, to: Option<&str>) -> Result<Reference, Failure> {
     let invalid = |error: String| Failure::refused(Why::new(Reason::ConfigInvalid, error));
-    let configured: Reference = service.image.parse().map_err(|error| invalid(format!("{error}")))?;
-    source::named(Some(configured), to)
+    let configured = service.image.as_deref().map(str::parse::<Reference>).transpose();
+    let configured = configured.map_err(|error| invalid(error.to_string()))?;
+    if configured.is_none() && to.is_none() {
+        let detail = format!(
+            "[service.{name}] names no `image`: it comes with a release (`switchback update`), or name one with --to"
+        );
+        return Err(invalid(detail));
+    }
+    source::named(configured, to)
 }
 
 pub(super) fn not_taken(error: ContainerError) -> Failure {

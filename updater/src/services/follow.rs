@@ -239,3 +239,64 @@ pub fn follows_instead(folder: &dyn StateDir, os: Slot, image: &Digest) -> Optio
     let set = Set::load(folder, Which::Of(os)).ok()?;
     set.follows.filter(|follows| follows.image == *image).map(|follows| follows.release)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::host::state_dir::Folder;
+
+    fn followed(version: &str) -> Followed {
+        let digest = Digest::of(version.as_bytes());
+        let release = Release { digest, version: version.into(), security_version: 0 };
+        Followed { release, image: digest, services: BTreeMap::new() }
+    }
+
+    /// A set that follows a release and has one service.
+    fn set(version: &str) -> Set {
+        let mut set = Set { follows: Some(followed(version)), ..Set::default() };
+        let release = followed(version).release;
+        let record = set.record(&"dns".parse().unwrap()).unwrap();
+        record.slots[0] = Some(Held { image: release.digest, release });
+        record.boot = record.boot.arm(Slot::A, 1).confirm(Slot::A);
+        set
+    }
+
+    fn served(folder: &Folder, os: Slot) -> Option<String> {
+        let set = Set::load(folder, Which::Of(os)).unwrap();
+        let record = set.services.values().next()?;
+        record.held(record.serving()).map(|held| held.release.version.clone())
+    }
+
+    #[test]
+    fn a_slot_is_armed_with_what_belongs_to_its_release_and_the_running_one_keeps_its_own() {
+        let dir = tempfile::tempdir().unwrap();
+        let folder = Folder::new(dir.path());
+        settle_set(&folder, Slot::B, &followed("2")).unwrap();
+        assert!(!Set::exists(&folder, Which::Of(Slot::B)), "no services, nothing to write down");
+
+        set("1").store(&folder, Which::Of(Slot::A)).unwrap();
+        set("2").store(&folder, Which::Next).unwrap();
+        settle_set(&folder, Slot::B, &followed("2")).unwrap();
+        assert_eq!(served(&folder, Slot::B).unwrap(), "2", "what was fetched with it");
+
+        set("3").store(&folder, Which::Next).unwrap();
+        settle_set(&folder, Slot::B, &followed("2")).unwrap();
+        assert_eq!(served(&folder, Slot::B).unwrap(), "2", "what it had, whatever was fetched since");
+
+        settle_set(&folder, Slot::B, &followed("4")).unwrap();
+        assert_eq!(served(&folder, Slot::B).unwrap(), "1", "nothing is said of services: those that run");
+        assert_eq!(Set::load(&folder, Which::Of(Slot::B)).unwrap().follows, Some(followed("4")));
+        assert_eq!(Set::load(&folder, Which::Of(Slot::A)).unwrap(), set("1"));
+    }
+
+    #[test]
+    fn the_way_back_without_a_restart_needs_every_image_of_before() {
+        let now = set("2");
+        let before = |digest| Followed {
+            services: BTreeMap::from([("dns".parse().unwrap(), digest)]),
+            ..followed("1")
+        };
+        assert!(kept_images(&now, &before(Digest::of(b"gone"))).is_none());
+        assert_eq!(kept_images(&now, &before(Digest::of(b"2"))).unwrap().len(), 1);
+    }
+}

@@ -107,8 +107,20 @@ impl ServiceLab {
         tools::run(Command::new(&self.switchback).arg("image").args(words))
     }
 
+    /// `image sign` with the machine's key, run inside it: for what lies in a registry there.
+    pub fn signing(&self, reference: &str) -> Result<Command> {
+        let mut command = self.inside(false, &self.switchback)?;
+        command.args(["image", "sign", reference, "--key", &self.text("os.key")]);
+        Ok(command)
+    }
+
     /// Makes an image and leaves it unsigned.
     pub fn cook(&self, recipe: &Recipe<'_>) -> Result<()> {
+        self.cook_labelled(recipe, &[])
+    }
+
+    /// The same with further labels.
+    pub fn cook_labelled(&self, recipe: &Recipe<'_>, labels: &[(&str, &str)]) -> Result<()> {
         let context = self.path(&format!("context-{}", recipe.tag));
         let root = context.join("root");
         std::fs::create_dir_all(&root)?;
@@ -128,8 +140,9 @@ impl ServiceLab {
             std::fs::write(to, content)?;
         }
         let command = serde_json::to_string(recipe.command)?;
+        let labels: String = labels.iter().map(|(key, value)| format!("LABEL {key}={value}\n")).collect();
         let text = format!(
-            "FROM scratch\nCOPY root/ /\nUSER service\nLABEL org.opencontainers.image.version={}\nCMD {command}\n",
+            "FROM scratch\nCOPY root/ /\nUSER service\nLABEL org.opencontainers.image.version={}\n{labels}CMD {command}\n",
             recipe.tag
         );
         std::fs::write(context.join("Containerfile"), text)?;

@@ -12,6 +12,7 @@ pub mod kernel;
 pub mod loader;
 pub mod lock;
 pub mod mounts;
+pub mod priority;
 pub mod real;
 pub mod state_dir;
 pub mod sysfs;

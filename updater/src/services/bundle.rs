@@ -151,7 +151,7 @@ impl Slotted<'_> {
                     "memory": { "limit": signed(self.service.memory.0) },
                     "pids": { "limit": self.service.pids },
                 },
-                "cgroupsPath": PathBuf::from("/switchback").join(format!("{}-{}", self.name, self.slot)),
+                "cgroupsPath": group(self.name, self.slot),
                 "seccomp": {
                     "defaultAction": "SCMP_ACT_ALLOW",
                     "syscalls": [{ "names": DENIED_CALLS, "action": "SCMP_ACT_ERRNO", "errnoRet": 1 }],
@@ -283,6 +283,11 @@ impl Slotted<'_> {
         }
         Ok(mounts)
     }
+}
+
+/// The control group of a slot.
+pub(super) fn group(name: &Name, slot: Slot) -> PathBuf {
+    PathBuf::from("/switchback").join(format!("{name}-{slot}"))
 }
 
 fn signed(number: u64) -> i64 {

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use nix::sys::signal::Signal;
 use switchback_partitions::slot::Slot;
 
-use super::bundle::{BundleError, Slotted};
+use super::bundle::{self, BundleError, Slotted};
 use super::holder;
 use super::network::{self, NetworkError, Place};
 use super::probe;
@@ -120,6 +120,19 @@ impl Host {
         network::prepare()?;
         Ok(host)
     }
+}
+
+/// True when the kernel ended a process of a control group for want of memory (cgroup-v2.rst, "memory.events"; its predecessor has it
+/// in `memory.oom_control`). The group is there until its container is removed.
+fn ran_out_of_memory(group: &Path) -> bool {
+    let group = group.strip_prefix("/").unwrap_or(group);
+    let files = [("/sys/fs/cgroup", "memory.events"), ("/sys/fs/cgroup/memory", "memory.oom_control")];
+    let ended = |(top, file): (&str, &str)| {
+        let text = std::fs::read_to_string(Path::new(top).join(group).join(file)).unwrap_or_default();
+        let count = text.lines().find_map(|line| line.strip_prefix("oom_kill ")?.parse::<u64>().ok());
+        count.is_some_and(|count| count > 0)
+    };
+    files.into_iter().any(ended)
 }
 
 fn bound(log: &Path, bytes_max: u64) -> Result<(), FileError> {
@@ -283,7 +296,11 @@ impl<'a> Member<'a> {
         let runs = self.runs(slot).map_err(|error| crate::engine::chain(&error))?;
         if !runs {
             let words = super::runtime::last_line(&self.log(slot));
-            return Err(format!("it has ended; its last words: {words}"));
+            let why = match ran_out_of_memory(&bundle::group(self.name, slot)) {
+                true => ", for it took more memory than it is granted",
+                false => "",
+            };
+            return Err(format!("it has ended{why}; its last words: {words}"));
         }
         let [address, _] = self.place(slot).addresses();
         let probe = &self.service.probe;
@@ -297,7 +314,9 @@ impl<'a> Member<'a> {
     }
 
     fn exec(&self, slot: Slot, words: &[String], patience: Duration) -> Result<(), String> {
-        tokio::task::block_in_place(|| self.host.runtime.exec(&self.id(slot), words, patience))
+        tokio::task::block_in_place(|| {
+            self.host.runtime.exec(&self.id(slot), words, &self.bundle(slot), patience)
+        })
     }
 
     /// Leads new flows to a slot, or nowhere.

@@ -24,6 +24,9 @@ const TABLE: &str = "switchback";
 const MAPS: [&str; 2] = ["to4", "to6"];
 /// The machine's ends of all virtual cables begin with it.
 const CABLE: &str = "sb";
+/// The link-local addresses of a cable's ends. Made by the kernel, one is on probation for a second or two (RFC 4862, 5.4), and until then
+/// the machine does not ask who has a slot's IPv6 address: a slot that is led to earlier lost the first questions by IPv6.
+const LINK_ENDS: [&str; 2] = ["fe80::1", "fe80::2"];
 /// How long after its last packet a flow of datagrams is over, in seconds.
 const UDP_SECS: u32 = 5;
 /// Where `ip netns` keeps names.
@@ -177,11 +180,14 @@ pub fn attach(place: Place) -> Result<(), NetworkError> {
     let [host4, host6] = place.gateways();
     let [own4, own6] = place.addresses();
     let doing = "making a network for a slot";
+    let [near, far] = LINK_ENDS;
     ip(doing, &["netns", "add", &namespace], "")?;
     let outside = format!(
         "link add {cable} type veth peer name eth0 netns {namespace}\n\
          address add {host4}/30 dev {cable}\n\
          address add {host6}/126 dev {cable} nodad\n\
+         link set {cable} addrgenmode none\n\
+         address add {near}/64 dev {cable} nodad\n\
          link set {cable} up\n"
     );
     ip(doing, &["-batch", "-"], &outside)?;
@@ -189,6 +195,8 @@ pub fn attach(place: Place) -> Result<(), NetworkError> {
         "link set lo up\n\
          address add {own4}/30 dev eth0\n\
          address add {own6}/126 dev eth0 nodad\n\
+         link set eth0 addrgenmode none\n\
+         address add {far}/64 dev eth0 nodad\n\
          link set eth0 up\n\
          route add default via {host4}\n\
          -6 route add default via {host6}\n"

@@ -21,6 +21,7 @@ use crate::engine::source::{self, policy_of, resolve};
 use crate::engine::{Failure, chain, host_reason};
 use crate::facts::Facts;
 use crate::host::lock::InstanceLock;
+use crate::host::priority::StepBack;
 use crate::host::state_dir::{Folder, StateDir};
 use crate::install::{registry_reason, trust_reason};
 use crate::lifecycle::{Outcome, Release};
@@ -224,6 +225,8 @@ impl<'a> Services<'a> {
         })?;
         let policy = policy_of(&policy.keys, policy.threshold)?;
         let registry = source::open(&reference, &source::access(self.config))?;
+        // Unpacking takes all of a processor that a service may need for its answers.
+        let _back = StepBack::begin();
         let work = async {
             let digest = resolve(&*registry, &reference).await?;
             let evidence = evidence::collect(&*registry, &digest).await;

@@ -140,12 +140,13 @@ impl Runtime {
     }
 
     /// Runs a program of the container in it, as its own user and with no more rights; it ends with status 0 within `patience`.
+    /// In `bundle` its number is written down meanwhile.
     ///
     /// # Errors
     /// A sentence with the last line that it printed.
-    pub fn exec(&self, id: &str, words: &[String], patience: Duration) -> Result<(), String> {
+    pub fn exec(&self, id: &str, words: &[String], bundle: &Path, patience: Duration) -> Result<(), String> {
         let failed = |error: io::Error| format!("{} could not be run: {error}", self.program.display());
-        let number = tempfile::NamedTempFile::new().map_err(failed)?;
+        let number = tempfile::NamedTempFile::new_in(bundle).map_err(failed)?;
         let (output, errors) = std::io::pipe().map_err(failed)?;
         let copy = errors.try_clone().map_err(failed)?;
         let mut command = self.command();
@@ -306,7 +307,7 @@ mod tests {
         let mode = std::os::unix::fs::PermissionsExt::from_mode(0o755);
         std::fs::set_permissions(&program, mode).unwrap();
         let runtime = Runtime::new(Some(&program), dir.path()).unwrap();
-        runtime.exec("x", &["/bin/sh".into(), "-c".into(), script.into()], patience)
+        runtime.exec("x", &["/bin/sh".into(), "-c".into(), script.into()], dir.path(), patience)
     }
 
     #[test]

@@ -10,32 +10,15 @@ use std::time::{Duration, Instant};
 use serde_json::Value;
 use switchback_tests::lab::tools;
 use switchback_tests::machine::Answer;
-use switchback_tests::services::{MACHINE, MACHINE_6, Recipe, ServiceLab};
+use switchback_tests::service_image::{
+    BUSYBOX, CHRONY, CHRONY_COMMAND, CHRONY_CONF, DNSMASQ, Recipe, UNBOUND, UNBOUND_COMMAND, UNBOUND_CONF,
+    dnsmasq,
+};
+use switchback_tests::services::{MACHINE, MACHINE_6, ServiceLab};
 
 /// How long clients ask before a move and after it, in seconds.
 const BEFORE: u64 = 30;
 const AFTER: u64 = 40;
-
-const DNSMASQ: &[(&str, &str)] = &[("dnsmasq", "dnsmasq-base")];
-const UNBOUND: &[(&str, &str)] = &[("unbound", "unbound")];
-const CHRONY: &[(&str, &str)] = &[("chronyd", "chrony")];
-const BUSYBOX: &[(&str, &str)] = &[("busybox", "busybox-static")];
-
-/// Answers every name below `example.internal` with this address.
-fn dnsmasq(address: &'static str) -> Vec<&'static str> {
-    let mut words = vec!["/usr/sbin/dnsmasq", "-k", "--user=", "--group=", "-C", "/dev/null"];
-    words.extend(["--no-resolv", "--no-hosts", "--pid-file=", "--log-facility=-", address]);
-    words
-}
-
-const UNBOUND_CONF: &str = "server:\n  do-daemonize: no\n  username: \"\"\n  chroot: \"\"\n  directory: \"/\"\n  \
-    use-syslog: no\n  logfile: \"\"\n  pidfile: \"\"\n  interface: 0.0.0.0\n  interface: ::0\n  \
-    access-control: 0.0.0.0/0 allow\n  access-control: ::0/0 allow\n  incoming-num-tcp: 200\n  \
-    local-zone: \"example.internal.\" redirect\n  local-data: \"example.internal. A 192.0.2.3\"\n  \
-    module-config: \"iterator\"\nremote-control:\n  control-enable: no\n";
-
-const CHRONY_CONF: &str =
-    "local stratum 5\nallow\nallow ::/0\ncmdport 0\npidfile /tmp/chronyd.pid\ndriftfile /tmp/drift\n";
 
 const DNS: &str = "[service.dns]\nimage = \"IMAGE\"\nlisten = [\"udp/53\", \"tcp/53\"]\nsoak = \"5s\"\ndrain = \"DRAIN\"\n\
     memory = \"64M\"\n\
@@ -59,10 +42,9 @@ impl Serving {
         };
         publish("dnsmasq-1", DNSMASQ, &[], &dnsmasq("--address=/example.internal/192.0.2.1"));
         publish("dnsmasq-2", DNSMASQ, &[], &dnsmasq("--address=/example.internal/192.0.2.2"));
-        let chrony = ["/usr/sbin/chronyd", "-x", "-U", "-u", "service", "-d", "-f", "/etc/chrony.conf"];
         let conf = [("etc/chrony.conf", CHRONY_CONF)];
-        publish("chrony-1", CHRONY, &conf, &chrony);
-        let louder = [&chrony[..], &["-L", "0"]].concat();
+        publish("chrony-1", CHRONY, &conf, CHRONY_COMMAND);
+        let louder = [CHRONY_COMMAND, &["-L", "0"]].concat();
         publish("chrony-2", CHRONY, &conf, &louder);
         let mut serving = Serving { lab, dns: "dnsmasq-1".into(), ntp: "chrony-1".into(), drain };
         serving.declare();
@@ -162,9 +144,8 @@ fn moves(serving: &mut Serving, name: &str, to: &str) {
 fn dns_and_ntp_move_under_load_and_no_question_is_lost() {
     // Connections that are held open stay on the old slot until they end: longer than the load lasts.
     let mut serving = Serving::new("60s");
-    let unbound = ["/usr/sbin/unbound", "-d", "-c", "/etc/unbound.conf"];
     let files = [("etc/unbound.conf", UNBOUND_CONF)];
-    let recipe = Recipe { tag: "unbound-1", programs: UNBOUND, files: &files, command: &unbound };
+    let recipe = Recipe { tag: "unbound-1", programs: UNBOUND, files: &files, command: UNBOUND_COMMAND };
     serving.lab.publish(&recipe).unwrap();
     moves(&mut serving, "dns", "dnsmasq-2");
     moves(&mut serving, "dns", "unbound-1");

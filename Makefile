@@ -7,6 +7,9 @@ SHELL := /bin/bash
 
 TARGET := x86_64-unknown-linux-gnu
 DEVICE := target/$(TARGET)/device/switchback
+# Without the second flag a static binary finds no getrandom() and polls /dev/random, for minutes where entropy is rare.
+STATIC := RUSTFLAGS='-C target-feature=+crt-static --cfg getrandom_backend="linux_getrandom"' cargo build --locked \
+    --profile device --target $(TARGET)
 
 help:           ## this list
 	@sed -n 's/^\([a-z-]*\):[^#]*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 12
@@ -15,12 +18,11 @@ build:          ## the command line with the author's verbs: target/debug/switch
 	cargo build --locked -p switchback
 
 device:         ## the device's binary: static, small, without the author's verbs
-	RUSTFLAGS="-C target-feature=+crt-static" cargo build --locked --profile device --no-default-features \
-	    --target $(TARGET) -p switchback
+	$(STATIC) --no-default-features -p switchback
 	@ls -l $(DEVICE)
 
 appliance-init:
-	RUSTFLAGS="-C target-feature=+crt-static" cargo build --locked --profile device --target $(TARGET) -p switchback-appliance-init
+	$(STATIC) -p switchback-appliance-init
 
 deb: device     ## the Debian package: target/debian/switchback_VERSION_ARCHITECTURE.deb
 	packaging/deb $(DEVICE) target/debian

@@ -55,7 +55,8 @@ fn killed(scene: &mut Scene, ports: Ports, step: usize) -> Result<()> {
 
 /// An update of DNS whose steps come to the console.
 fn order(scene: &Scene, to: &str) -> Result<()> {
-    let words =
-        format!("SWITCHBACK_LOG=switchback::services=debug switchback --progress none update dns --to {to}; echo ORDER-ENDED $?");
+    let words = format!(
+        "SWITCHBACK_LOG=switchback::services=debug switchback --progress none update dns --to {to}; echo ORDER-ENDED $?"
+    );
     scene.vm()?.start(&words)
 }

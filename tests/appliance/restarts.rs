@@ -2,14 +2,14 @@
 
 use std::time::{Duration, Instant};
 
-use anyhow::{Result, ensure};
+use anyhow::{Context as _, Result, ensure};
 use switchback_tests::lab::qemu::BOOT_TIMEOUT;
 use switchback_tests::lab::scene::Scene;
 
 use crate::stage::{FIRST, Shown, boot_id, serving, wait_back};
 
 /// The supervisor's process.
-const SUPERVISOR: &str = "pgrep -o -f '^switchback daemon'";
+const SUPERVISOR: &str = "for p in /proc/[0-9]*; do [ \"$(tr '\\0' ' ' <$p/cmdline)\" != 'switchback daemon ' ] || echo ${p#/proc/}; done";
 /// How soon it is there again.
 const PATIENCE: Duration = Duration::from_secs(30);
 
@@ -51,6 +51,7 @@ fn same_images(scene: &Scene, before: &(Shown, Shown)) -> Result<()> {
     Ok(())
 }
 
-fn supervisor(scene: &Scene) -> Result<String> {
-    Ok(scene.run(SUPERVISOR)?.ok()?.trim().to_owned())
+fn supervisor(scene: &Scene) -> Result<i32> {
+    let pid = scene.run(SUPERVISOR)?.ok()?;
+    pid.trim().parse().with_context(|| format!("not one supervisor: {pid:?}"))
 }

@@ -64,7 +64,7 @@ pub fn small_with_two_users(scene: &mut Scene) -> Result<()> {
 
 /// The kernel says that `/` is read-only, and that it lies on dm-verity.
 fn root_cannot_be_written(scene: &Scene) -> Result<()> {
-    let script = "grep ' / ' /proc/mounts; cat /sys/dev/block/$(mountpoint -d /)/dm/uuid; touch /etc/x 2>&1; mount | grep ' /var/lib'";
+    let script = "grep ' / ' /proc/mounts; cat /sys/block/$(awk '$2 == \"/\" { print substr($1, 6) }' /proc/mounts)/dm/uuid; touch /etc/x 2>&1; mount | grep ' /var/lib'";
     let said = scene.run(script)?.text;
     println!("{}", said.trim_end());
     let mut lines = said.lines();

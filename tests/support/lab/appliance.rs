@@ -46,7 +46,9 @@ const PROTOCOLS: &str = "icmp 1 ICMP\ntcp 6 TCP\nudp 17 UDP\nipv6-icmp 58 IPv6-I
 
 /// The supervisor runs.
 const HEALTH: &str = "[[check]]\nname = \"supervisor\"\nkind = \"command\"\n\
-                      command = [\"/bin/pgrep\", \"-f\", \"switchback daemon\"]\ntimeout = \"30s\"\n";
+                      command = [\"/etc/appliance/supervised\"]\ntimeout = \"30s\"\n";
+const SUPERVISED: &str = "#!/bin/sh\nfor p in /proc/[0-9]*; do\n    [ \"$(tr '\\0' ' ' <$p/cmdline)\" != 'switchback daemon ' ] || exit 0\n\
+                          done 2>/dev/null\necho 'the supervisor does not run' >&2\nexit 1\n";
 
 /// A release of the appliance.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -114,6 +116,7 @@ impl Appliance {
         write(root, "etc/group", GROUP, 0o644)?;
         write(root, "etc/protocols", PROTOCOLS, 0o644)?;
         write(root, "usr/lib/switchback/health.d/appliance.toml", HEALTH, 0o644)?;
+        write(root, "etc/appliance/supervised", SUPERVISED, 0o755)?;
         write(root, "etc/appliance/start", include_str!("appliance/start"), 0o644)?;
         write_guest_parts(root, version, "appliance")?;
         write(root, "etc/switchback/lab.template", include_str!("appliance/config.toml"), 0o644)?;

@@ -36,6 +36,9 @@ const SECURITY_LABEL: &str = "io.switchback.security-version";
 const SIZE_KNOB: &str = "`image_size_max` of the service";
 /// How often the daemon looks whether every service runs.
 const LOOK: Duration = Duration::from_secs(1);
+/// How long an order waits for its turn, and how often it asks: the supervisor looks every second, and may be starting what ended.
+const TURN_PATIENCE: Duration = Duration::from_secs(60);
+const TURN_LOOK: Duration = Duration::from_millis(50);
 /// The longest pause before a service that ended is started again.
 const BACKOFF_MAX: Duration = Duration::from_secs(60);
 
@@ -113,7 +116,7 @@ impl<'a> Services<'a> {
     /// Moves a service to the image that its declaration names, or to `to`.
     pub fn update(&self, name: &Name, to: Option<&str>) -> Result<ServiceMoved, Failure> {
         let (began, service) = (Instant::now(), self.declared(name)?);
-        let _lock = self.lock()?;
+        let _lock = self.turn()?;
         let held = self.fetch(name, service, to)?;
         let mut life = self.life(name, service)?;
         let done = life.update(held)?;
@@ -124,7 +127,7 @@ impl<'a> Services<'a> {
     /// Goes back to what the service's other slot holds.
     pub fn rollback(&self, name: &Name) -> Result<ServiceMoved, Failure> {
         let (began, service) = (Instant::now(), self.declared(name)?);
-        let _lock = self.lock()?;
+        let _lock = self.turn()?;
         let done = self.life(name, service)?.rollback()?;
         self.moved(name, &done, began)
     }
@@ -173,6 +176,23 @@ impl<'a> Services<'a> {
 
     fn declared(&self, name: &Name) -> Result<&'a Service, Failure> {
         declared(self.config, name)
+    }
+
+    /// The lock, for an order: refused at once, every second order on a slow machine would meet the supervisor's look.
+    fn turn(&self) -> Result<InstanceLock, Failure> {
+        let began = Instant::now();
+        loop {
+            match self.lock() {
+                Err(failure)
+                    if failure.why.reason == Reason::Busy
+                        && began.elapsed() < TURN_PATIENCE
+                        && !self.progress.stopped() =>
+                {
+                    std::thread::sleep(TURN_LOOK);
+                }
+                turn => return turn,
+            }
+        }
     }
 
     fn lock(&self) -> Result<InstanceLock, Failure> {

@@ -9,6 +9,8 @@ mod end;
 mod modules;
 mod mounts;
 
+use std::fs::File;
+use std::io::Read as _;
 use std::path::Path;
 use std::process::{Command, ExitCode, Stdio};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
@@ -70,7 +72,9 @@ fn run(signals: &Receiver<i32>) -> ExitCode {
     if let Err(error) = start_script() {
         say(&format!("{error:#}"));
     }
+    gather_entropy();
     let mut supervisor = Child::new(program(&SUPERVISOR));
+    say("the machine is set up; the supervisor is started");
     start(&mut supervisor);
     if let Err(error) = program(&BOOT_CHECK).spawn().context("while starting boot-check") {
         say(&format!("{error:#}"));
@@ -79,6 +83,20 @@ fn run(signals: &Receiver<i32>) -> ExitCode {
     say(end.words());
     end::end(end, &supervisor);
     ExitCode::FAILURE
+}
+
+/// A kernel without a source of its own gathers entropy at once when somebody reads, and takes minutes where programs only poll for it.
+/// On a thread: it is no reason to wait here.
+fn gather_entropy() {
+    let read = || File::open("/dev/random").and_then(|mut random| random.read_exact(&mut [0]));
+    let thread = std::thread::Builder::new().spawn(move || {
+        if let Err(error) = read() {
+            say(&format!("no entropy: {error}"));
+        }
+    });
+    if let Err(error) = thread {
+        say(&format!("no entropy: {error}"));
+    }
 }
 
 /// Keeps the supervisor alive and buries the dead, until a signal says how this ends.

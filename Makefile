@@ -7,6 +7,9 @@ SHELL := /bin/bash
 
 TARGET := x86_64-unknown-linux-gnu
 DEVICE := target/$(TARGET)/device/switchback
+# Without the second flag a static binary finds no getrandom() and polls /dev/random, for minutes where entropy is rare.
+STATIC := RUSTFLAGS='-C target-feature=+crt-static --cfg getrandom_backend="linux_getrandom"' cargo build --locked \
+    --profile device --target $(TARGET)
 
 help:           ## this list
 	@sed -n 's/^\([a-z-]*\):[^#]*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 12
@@ -15,9 +18,11 @@ build:          ## the command line with the author's verbs: target/debug/switch
 	cargo build --locked -p switchback
 
 device:         ## the device's binary: static, small, without the author's verbs
-	RUSTFLAGS="-C target-feature=+crt-static" cargo build --locked --profile device --no-default-features \
-	    --target $(TARGET) -p switchback
+	$(STATIC) --no-default-features -p switchback
 	@ls -l $(DEVICE)
+
+appliance-init:
+	$(STATIC) -p switchback-appliance-init
 
 deb: device     ## the Debian package: target/debian/switchback_VERSION_ARCHITECTURE.deb
 	packaging/deb $(DEVICE) target/debian
@@ -45,6 +50,18 @@ service-test: lab-parts  ## services moved under load, good and bad: what was se
 	cargo build --locked -p switchback -p switchback-tests --bins
 	cargo test --locked -p switchback-tests --test services -- --test-threads 1 --nocapture
 
+appliance-parts: lab appliance-init
+	cargo build --locked -p switchback-tests --bins
+
+appliance: appliance-parts  ## the reference appliance: its releases and a disk; prints what they take
+	cargo test --locked -q -p switchback-tests --test appliance -- --disk
+
+appliance-tour: appliance-parts  ## the appliance in QEMU, from switched off to moved under load; needs root
+	cargo test --locked -q -p switchback-tests --test appliance -- --tour
+
+appliance-test: appliance-parts  ## the appliance moved, killed and restarted while clients ask; needs root
+	cargo test --locked -q -p switchback-tests --test appliance
+
 boot-test: lab  ## every scenario of the boot lab
 	cargo test --locked -q -p switchback-tests --test boot -- --all
 
@@ -61,12 +78,12 @@ power-cut-mutants: build  ## single flushes taken out of the updater, and whethe
 boot-replay: lab  ## power cuts at the flushes of a recorded update: every disk read, a sample booted
 	cargo test --locked -q -p switchback-tests --test boot_replay
 
-test-all: test check power-cut-selftest boot-test boot-replay deb-test  ## all of the above, and the checks
+test-all: test check power-cut-selftest boot-test boot-replay appliance-test deb-test  ## all of the above, and the checks
 
 check:          ## format, lints, licences, the repository's own rules
 	cargo fmt --all --check
 	cargo clippy --locked --workspace --all-targets -- -D warnings
-	cargo clippy --locked -p switchback-tests --test boot_replay --test package --test services -- -D warnings
+	cargo clippy --locked -p switchback-tests --test boot_replay --test package --test services --test appliance -- -D warnings
 	cargo test --locked -q -p switchback-tests --test tidy
 	@if command -v cargo-deny >/dev/null; then cargo deny check bans licenses sources; \
 	else echo "check: cargo-deny is not installed, so licences and bans went unchecked: cargo install cargo-deny"; fi

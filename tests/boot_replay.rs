@@ -12,9 +12,6 @@ mod esp;
 mod good;
 #[path = "boot_replay/sample.rs"]
 mod sample;
-#[path = "boot/scene.rs"]
-#[expect(dead_code, reason = "the boot lab's scenarios ask more of it")]
-mod scene;
 #[path = "boot_replay/story.rs"]
 mod story;
 #[path = "boot/witness.rs"]
@@ -29,6 +26,7 @@ use std::time::Instant;
 use anyhow::{Context as _, Result, ensure};
 use switchback_tests::lab::fixtures::Lab;
 use switchback_tests::lab::rebuilt::{Cut, Recording};
+use switchback_tests::lab::scene;
 
 use esp::Findings;
 use scene::Scene;

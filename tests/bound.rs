@@ -14,7 +14,8 @@ use switchback_partitions::slot::Slot;
 use switchback_tests::lab::tools;
 use switchback_tests::machine::{Answer, Machine, text};
 use switchback_tests::scene::{SMALL_DISK, Scene};
-use switchback_tests::services::{Recipe, ServiceLab};
+use switchback_tests::service_image::Recipe;
+use switchback_tests::services::ServiceLab;
 use switchback_tests::small_release::SmallRelease;
 use switchback_tests::story::ROOT_BYTES;
 

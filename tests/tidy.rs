@@ -35,6 +35,7 @@ const ARROW: &[(&str, &[&str])] = &[
     ("switchback-bootloader", &["switchback-partitions"]),
     ("switchback", &["switchback-partitions", "switchback-bootloader"]),
     ("switchback-tests", &["switchback-partitions", "switchback-bootloader", "switchback"]),
+    ("switchback-appliance-init", &[]),
 ];
 
 #[test]

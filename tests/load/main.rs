@@ -32,6 +32,12 @@ const HELD_PAUSE: Duration = Duration::from_secs(1);
 struct Arguments {
     /// Whom to ask.
     address: IpAddr,
+    /// The port that answers DNS.
+    #[arg(long, default_value_t = 53)]
+    dns_port: u16,
+    /// The port that answers NTP.
+    #[arg(long, default_value_t = 123)]
+    ntp_port: u16,
     /// How long, in seconds.
     #[arg(long, default_value_t = 10)]
     seconds: u64,
@@ -91,11 +97,11 @@ impl Kind {
         }
     }
 
-    async fn ask(self, address: IpAddr, number: u64) -> Result<()> {
+    async fn ask(self, to: SocketAddr, number: u64) -> Result<()> {
         match self {
-            Kind::DnsUdp => dns_udp(SocketAddr::new(address, 53), number).await,
-            Kind::DnsTcp => dns_on(&mut TcpStream::connect((address, 53)).await?, number).await,
-            Kind::Ntp => ntp(SocketAddr::new(address, 123), number).await,
+            Kind::DnsUdp => dns_udp(to, number).await,
+            Kind::DnsTcp => dns_on(&mut TcpStream::connect(to).await?, number).await,
+            Kind::Ntp => ntp(to, number).await,
         }
     }
 }
@@ -103,16 +109,17 @@ impl Kind {
 #[tokio::main(worker_threads = 2)]
 async fn main() -> Result<()> {
     let arguments = Arguments::parse();
-    let Arguments { address, seconds, udp, tcp, held, ntp } = arguments;
+    let Arguments { address, dns_port, ntp_port, seconds, udp, tcp, held, ntp } = arguments;
+    let (dns_at, ntp_at) = (SocketAddr::new(address, dns_port), SocketAddr::new(address, ntp_port));
     ensure!(seconds <= SECONDS_MAX, "{seconds} s are more than the {SECONDS_MAX} that are allowed");
-    let kinds = [(Kind::DnsUdp, udp), (Kind::DnsTcp, tcp), (Kind::Ntp, ntp)];
-    ensure!(kinds.iter().all(|(_, rate)| *rate <= RATE_MAX), "at most {RATE_MAX} questions a second");
+    let kinds = [(Kind::DnsUdp, dns_at, udp), (Kind::DnsTcp, dns_at, tcp), (Kind::Ntp, ntp_at, ntp)];
+    ensure!(kinds.iter().all(|(.., rate)| *rate <= RATE_MAX), "at most {RATE_MAX} questions a second");
     let length = Duration::from_secs(seconds);
-    let streams = kinds.into_iter().filter(|(_, rate)| *rate > 0);
+    let streams = kinds.into_iter().filter(|(.., rate)| *rate > 0);
     let streams: Vec<_> =
-        streams.map(|(kind, rate)| tokio::spawn(stream(kind, address, rate, length))).collect();
+        streams.map(|(kind, to, rate)| tokio::spawn(stream(kind, to, rate, length))).collect();
     let connections: Vec<_> =
-        (0..held).map(|number| tokio::spawn(hold(address, u64::from(number), length))).collect();
+        (0..held).map(|number| tokio::spawn(hold(dns_at, u64::from(number), length))).collect();
     let mut reports = Vec::new();
     for stream in streams {
         reports.push(stream.await?);
@@ -134,7 +141,7 @@ async fn main() -> Result<()> {
 }
 
 /// Asks at an even pace; a question that is late is asked at once, none is left out.
-async fn stream(kind: Kind, address: IpAddr, rate: u32, length: Duration) -> Report {
+async fn stream(kind: Kind, to: SocketAddr, rate: u32, length: Duration) -> Report {
     let book = Arc::new(Book::default());
     let offered = u64::from(rate) * length.as_secs();
     let mut pace = interval(Duration::from_secs(1) / rate);
@@ -147,7 +154,7 @@ async fn stream(kind: Kind, address: IpAddr, rate: u32, length: Duration) -> Rep
         asked.push(tokio::spawn(async move {
             book.sent.fetch_add(1, Ordering::Relaxed);
             let at = Instant::now();
-            let answer = timeout(PATIENCE, kind.ask(address, number)).await;
+            let answer = timeout(PATIENCE, kind.ask(to, number)).await;
             match answer.map_err(|_| anyhow::anyhow!("no answer")).and_then(|answer| answer) {
                 Ok(()) => book.answered.lock().await.push((Instant::now(), at.elapsed())),
                 Err(error) => {
@@ -189,10 +196,10 @@ async fn report(kind: Kind, offered: u64, began: Instant, book: &Book) -> Report
 }
 
 /// One connection, held open; gives the number of questions, and how the last was lost if it was.
-async fn hold(address: IpAddr, number: u64, length: Duration) -> (u64, Option<String>) {
+async fn hold(to: SocketAddr, number: u64, length: Duration) -> (u64, Option<String>) {
     let began = Instant::now();
     let mut asked = 0;
-    let mut stream = match timeout(PATIENCE, TcpStream::connect((address, 53))).await {
+    let mut stream = match timeout(PATIENCE, TcpStream::connect(to)).await {
         Ok(Ok(stream)) => stream,
         Ok(Err(error)) => return (1, Some(format!("held {number}: no connection: {error}"))),
         Err(_) => return (1, Some(format!("held {number}: no connection in time"))),

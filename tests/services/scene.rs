@@ -6,28 +6,11 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde_json::Value;
 use switchback_tests::lab::tools;
-use switchback_tests::services::{Load, Recipe, ServiceLab};
+use switchback_tests::services::{Load, ServiceLab};
 
-pub const DNSMASQ: &[(&str, &str)] = &[("dnsmasq", "dnsmasq-base")];
-pub const UNBOUND: &[(&str, &str)] = &[("unbound", "unbound")];
-pub const CHRONY: &[(&str, &str)] = &[("chronyd", "chrony")];
-pub const BUSYBOX: &[(&str, &str)] = &[("busybox", "busybox-static")];
-
-/// Answers every name below `example.internal` with this address.
-pub fn dnsmasq(address: &'static str) -> Vec<&'static str> {
-    let mut words = vec!["/usr/sbin/dnsmasq", "-k", "--user=", "--group=", "-C", "/dev/null"];
-    words.extend(["--no-resolv", "--no-hosts", "--pid-file=", "--log-facility=-", address]);
-    words
-}
-
-pub const UNBOUND_CONF: &str = "server:\n  do-daemonize: no\n  username: \"\"\n  chroot: \"\"\n  directory: \"/\"\n  \
-    use-syslog: no\n  logfile: \"\"\n  pidfile: \"\"\n  interface: 0.0.0.0\n  interface: ::0\n  \
-    access-control: 0.0.0.0/0 allow\n  access-control: ::0/0 allow\n  incoming-num-tcp: 200\n  \
-    local-zone: \"example.internal.\" redirect\n  local-data: \"example.internal. A 192.0.2.3\"\n  \
-    module-config: \"iterator\"\nremote-control:\n  control-enable: no\n";
-
-pub const CHRONY_CONF: &str =
-    "local stratum 5\nallow\nallow ::/0\ncmdport 0\npidfile /tmp/chronyd.pid\ndriftfile /tmp/drift\n";
+pub use switchback_tests::service_image::{
+    BUSYBOX, CHRONY, CHRONY_COMMAND, CHRONY_CONF, DNSMASQ, Recipe, UNBOUND, UNBOUND_CONF, dnsmasq,
+};
 
 pub const DNS: &str = "[service.dns]\nimage = \"IMAGE\"\nlisten = [\"udp/53\", \"tcp/53\"]\nsoak = \"5s\"\ndrain = \"DRAIN\"\n\
     memory = \"64M\"\n\
@@ -52,10 +35,9 @@ impl Serving {
         };
         publish("dnsmasq-1", DNSMASQ, &[], &dnsmasq("--address=/example.internal/192.0.2.1"));
         publish("dnsmasq-2", DNSMASQ, &[], &dnsmasq("--address=/example.internal/192.0.2.2"));
-        let chrony = ["/usr/sbin/chronyd", "-x", "-U", "-u", "service", "-d", "-f", "/etc/chrony.conf"];
         let conf = [("etc/chrony.conf", CHRONY_CONF)];
-        publish("chrony-1", CHRONY, &conf, &chrony);
-        let louder = [&chrony[..], &["-L", "0"]].concat();
+        publish("chrony-1", CHRONY, &conf, CHRONY_COMMAND);
+        let louder = [CHRONY_COMMAND, &["-L", "0"]].concat();
         publish("chrony-2", CHRONY, &conf, &louder);
         let mut serving = Serving { lab, dns: "dnsmasq-1".into(), ntp: "chrony-1".into(), drain, soak: "5s" };
         serving.declare();

@@ -10,6 +10,7 @@ pub mod page;
 pub mod power_cut;
 pub mod reader;
 pub mod scene;
+pub mod service_image;
 pub mod services;
 pub mod signers;
 pub mod slow_line;

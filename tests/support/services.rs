@@ -1,10 +1,9 @@
-//! A machine of its own for services: network, mounts and process numbers apart from the host's, a client on a cable, images
-//! made by `buildah` from Debian's own programs, signed, and run by `runc`.
+//! A machine of its own for services: network, mounts and process numbers apart from the host's, a client on a cable, signed
+//! images run by `runc`.
 //!
-//! Not here: what is asked of it (`tests/services.rs`). Rule: it ends with the test, however that ends, and the host's own network
+//! Not here: the images (`service_image`), what is asked of it (`tests/services.rs`). Rule: it ends with the test, however that ends, and the host's own network
 //! is never touched.
 
-use std::collections::BTreeSet;
 use std::io::{BufRead as _, BufReader};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -12,8 +11,9 @@ use std::process::{Child, Command, Stdio};
 use anyhow::{Context as _, Result, ensure};
 use serde_json::Value;
 
-use crate::lab::{containers, tools};
+use crate::lab::tools;
 use crate::machine::Answer;
+pub use crate::service_image::Recipe;
 
 /// The machine's and the client's addresses on the cable between them.
 pub const MACHINE: &str = "10.99.0.1";
@@ -52,18 +52,6 @@ pub struct ServiceLab {
     switchback: PathBuf,
     /// What stands in the configuration beside the machine's own settings.
     pub services: String,
-}
-
-/// An image to be made.
-pub struct Recipe<'a> {
-    /// Its tag.
-    pub tag: &'a str,
-    /// Debian's programs in it, with their libraries.
-    pub programs: &'a [(&'a str, &'a str)],
-    /// Further files: path and content.
-    pub files: &'a [(&'a str, &'a str)],
-    /// What it runs.
-    pub command: &'a [&'a str],
 }
 
 impl ServiceLab {
@@ -121,36 +109,7 @@ impl ServiceLab {
 
     /// The same with further labels.
     pub fn cook_labelled(&self, recipe: &Recipe<'_>, labels: &[(&str, &str)]) -> Result<()> {
-        let context = self.path(&format!("context-{}", recipe.tag));
-        let root = context.join("root");
-        std::fs::create_dir_all(&root)?;
-        for (program, package) in recipe.programs {
-            let program = tools::program(program, package)?;
-            for file in libraries(&program)?.into_iter().chain([program]) {
-                let to = root.join(file.strip_prefix("/")?);
-                std::fs::create_dir_all(to.parent().context("no folder")?)?;
-                std::fs::copy(&file, &to).with_context(|| format!("while copying {}", file.display()))?;
-            }
-        }
-        let users =
-            [("etc/passwd", "root:x:0:0::/:\nservice:x:999:999::/:\n"), ("etc/group", "service:x:999:\n")];
-        for (path, content) in users.iter().chain(recipe.files) {
-            let to = root.join(path);
-            std::fs::create_dir_all(to.parent().context("no folder")?)?;
-            std::fs::write(to, content)?;
-        }
-        let command = serde_json::to_string(recipe.command)?;
-        let labels: String = labels.iter().map(|(key, value)| format!("LABEL {key}={value}\n")).collect();
-        let text = format!(
-            "FROM scratch\nCOPY root/ /\nUSER service\nLABEL org.opencontainers.image.version={}\n{labels}CMD {command}\n",
-            recipe.tag
-        );
-        std::fs::write(context.join("Containerfile"), text)?;
-        let work = self.folder.path();
-        let buildah = |words: &[&str]| tools::run(containers::buildah(work)?.args(words).env("HOME", work));
-        buildah(&["bud", "--tag", recipe.tag, &context.display().to_string()])?;
-        buildah(&["push", recipe.tag, &self.reference(recipe.tag)])?;
-        Ok(std::fs::remove_dir_all(context)?)
+        recipe.make(self.folder.path(), &self.reference(recipe.tag), labels).map(drop)
     }
 
     /// Signs an image with the machine's key, or with another's.
@@ -218,9 +177,7 @@ impl ServiceLab {
 
     /// A load, begun: from the client on the cable, or from the machine itself.
     pub fn load(&self, from_client: bool, words: &[&str]) -> Result<Load> {
-        let load = self.switchback.with_file_name("load");
-        ensure!(load.is_file(), "{} is not built: cargo build -p switchback-tests --bins", load.display());
-        let mut command = self.inside(from_client, &load)?;
+        let mut command = self.inside(from_client, &load_program()?)?;
         let child = command.args(words).stdin(Stdio::null()).stdout(Stdio::piped()).spawn()?;
         Ok(Load(child))
     }
@@ -235,24 +192,26 @@ impl Drop for ServiceLab {
     }
 }
 
+fn load_program() -> Result<PathBuf> {
+    let load = tools::switchback()?.with_file_name("load");
+    ensure!(load.is_file(), "{} is not built: cargo build -p switchback-tests --bins", load.display());
+    Ok(load)
+}
+
 /// A load under way.
 pub struct Load(Child);
 
 impl Load {
+    /// A load from this host, begun.
+    pub fn begin(words: &[String]) -> Result<Load> {
+        let mut command = tools::dies_with_us(&load_program()?)?;
+        Ok(Load(command.args(words).stdin(Stdio::null()).stdout(Stdio::piped()).spawn()?))
+    }
+
     /// Waits for its end; what became of each kind of question.
     pub fn reports(self) -> Result<Vec<Value>> {
         let output = self.0.wait_with_output()?;
         ensure!(output.status.success(), "the load ended with {}", output.status);
         Ok(serde_json::from_slice(&output.stdout)?)
     }
-}
-
-/// The libraries of a program, its loader among them; none where it needs none.
-fn libraries(program: &Path) -> Result<BTreeSet<PathBuf>> {
-    let listed = Command::new(tools::program("ldd", "libc-bin")?).arg(program).output()?;
-    let (said, why) = (String::from_utf8_lossy(&listed.stdout), String::from_utf8_lossy(&listed.stderr));
-    let is_static = [&said, &why].iter().any(|text| text.contains("not a dynamic executable"));
-    ensure!(listed.status.success() || is_static, "ldd {}: {said}{why}", program.display());
-    let words = said.split_whitespace().filter(|word| word.starts_with('/'));
-    Ok(words.map(PathBuf::from).collect())
 }

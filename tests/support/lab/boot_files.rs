@@ -52,7 +52,8 @@ pub(super) fn digests(layout: &Path, version: &str) -> Result<BTreeMap<String, D
     Ok(manifest.boot.iter().map(|layer| (layer.kind.file_name().to_owned(), layer.blob.digest)).collect())
 }
 
-fn manifest(layout: &Path, version: &str) -> Result<OsManifest> {
+/// The manifest of the release `version` in the layout.
+pub(super) fn manifest(layout: &Path, version: &str) -> Result<OsManifest> {
     Ok(OsManifest::parse(&fs::read(blob(layout, &layout_digest(layout, version)?)?)?)?)
 }
 

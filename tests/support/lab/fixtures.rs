@@ -10,6 +10,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use anyhow::{Context as _, Result};
 use switchback::digest::Digest;
+use switchback::image::manifest::OsManifest;
 use tempfile::TempDir;
 
 use super::boot_files;
@@ -17,6 +18,7 @@ use super::qemu::Hardware;
 use super::registry::Registry;
 use super::release::{Loader, Release};
 use super::tools;
+use crate::service_image;
 
 /// Folders of runs begin with this.
 const RUN_PREFIX: &str = "run-";
@@ -87,11 +89,29 @@ impl Lab {
         push.args(["--json", "image", "push", &from, &repository, "--tag", version, "--tag", "stable"]);
         tools::run(push.args(["--plain-http", &self.registry.host()]))?;
         let digest = layout_digest(layout, version)?;
+        self.sign(&format!("{repository}@{digest}"))?;
+        Ok(digest)
+    }
+
+    /// Signs what is in the registry, with cosign and the key of this run.
+    fn sign(&self, reference: &str) -> Result<()> {
         let key = self.folder.path().join("cosign.key");
         let mut sign = self.cosign()?;
         sign.args(["sign", "--yes", "--tlog-upload=false", "--allow-http-registry", "--key"]).arg(key);
-        tools::run(sign.arg(format!("{repository}@{digest}")))?;
-        Ok(digest)
+        tools::run(sign.arg(reference)).map(drop)
+    }
+
+    /// Makes a service's image, pushes it to the repository `name` under its tag and signs it, once a run; returns its digest.
+    pub fn publish_service(&self, image: &service_image::Recipe<'_>, name: &str) -> Result<String> {
+        let digest = self.once(&format!("service-{name}-{}", image.tag), |made| {
+            let work = self.folder.path().join("service-images");
+            fs::create_dir_all(&work)?;
+            let repository = format!("{}/{name}", self.registry.host());
+            let digest = image.make(&work, &format!("docker://{repository}:{}", image.tag), &[])?;
+            self.sign(&format!("{repository}@{digest}"))?;
+            Ok(fs::write(made, digest)?)
+        })?;
+        Ok(fs::read_to_string(digest)?)
     }
 
     /// A copy of a disk that was provisioned with `recipe` and `loader`, at `copy`.
@@ -106,7 +126,7 @@ impl Lab {
                 "--slot-size",
                 recipe.slot_size(),
                 "--state-size",
-                "64M",
+                recipe.state_size(),
             ]);
             provision.args(["--release", &format!("{}/{name}:{}", self.registry.host(), recipe.version())]);
             provision.args(["--plain-http", &self.registry.host(), "--trust"]).arg(self.key());
@@ -121,6 +141,11 @@ impl Lab {
     /// What the boot files of a release have to be: their digests by the names that they have in a slot's folder.
     pub fn boot_files(&self, recipe: &dyn Release) -> Result<BTreeMap<String, Digest>> {
         boot_files::digests(&self.release(recipe)?, recipe.version())
+    }
+
+    /// Its manifest: what a disk and a download take.
+    pub fn manifest(&self, recipe: &dyn Release) -> Result<OsManifest> {
+        boot_files::manifest(&self.release(recipe)?, recipe.version())
     }
 
     fn release(&self, recipe: &dyn Release) -> Result<PathBuf> {

@@ -1,7 +1,8 @@
 //! The boot lab: real firmware, boot loader, kernel, registry and signer, on a host without KVM.
 //!
-//! Not here: the scenarios (`tests/boot`). Rule: what the lab makes lies in `.lab`, and what it starts ends with it.
+//! Not here: the scenarios (`tests/boot`, `tests/appliance`). Rule: what the lab makes lies in `.lab`, and what it starts ends with it.
 
+pub mod appliance;
 pub mod block_log;
 mod boot_files;
 pub mod containers;
@@ -11,5 +12,7 @@ pub mod qemu;
 pub mod rebuilt;
 pub mod registry;
 pub mod release;
+pub mod scene;
 pub mod serial;
+pub mod table;
 pub mod tools;

@@ -40,6 +40,19 @@ pub struct Hardware {
     pub write_log: Option<PathBuf>,
     /// The text that a guest reads as its serial number: tells it which registry is its own.
     pub serial_number: String,
+    /// Ports of the host's loopback that lead to ports of the guest.
+    pub forwards: Vec<Forward>,
+}
+
+/// A port of the host's loopback that leads to one of the guest.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Forward {
+    /// `udp` or `tcp`.
+    pub transport: &'static str,
+    /// On the host.
+    pub host: u16,
+    /// In the guest.
+    pub guest: u16,
 }
 
 /// A machine that may be on or off: what survives a power cycle.
@@ -121,19 +134,28 @@ impl Machine {
         add("-nodefaults -no-user-config -display none -machine q35 -accel tcg,thread=multi");
         add("-cpu Nehalem,-cx16 -smp 1 -m 512");
         add("-chardev stdio,id=console,signal=off -serial chardev:console");
-        add("-serial chardev:commands -netdev user,id=n0 -device virtio-net-pci,netdev=n0,romfile=");
+        add("-serial chardev:commands -device virtio-net-pci,netdev=n0,romfile=");
         // `bootindex`: else a changed device path ends in the firmware's shell, which waits for ever.
         add("-device virtio-blk-pci,drive=d0,bootindex=0");
         if self.hardware.watchdog {
             add("-device i6300esb -action watchdog=reset");
         }
         command.arg("-chardev").arg(option("socket,id=commands,server=on,wait=off,path=", socket));
+        command.arg("-netdev").arg(self.network());
         command.arg("-drive").arg(self.drive());
         command.arg("-smbios").arg(format!("type=1,serial={}", self.hardware.serial_number));
         let code = option("if=pflash,format=raw,unit=0,readonly=on,file=", &firmware);
         let variables = option("if=pflash,format=raw,unit=1,file=", &self.variables);
         command.arg("-drive").arg(code).arg("-drive").arg(variables);
         Ok(command)
+    }
+
+    fn network(&self) -> String {
+        let forward = |Forward { transport, host, guest }: &Forward| {
+            format!(",hostfwd={transport}:127.0.0.1:{host}-:{guest}")
+        };
+        let forwards: String = self.hardware.forwards.iter().map(forward).collect();
+        format!("user,id=n0{forwards}")
     }
 
     fn drive(&self) -> OsString {

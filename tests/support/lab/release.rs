@@ -119,6 +119,10 @@ pub trait Release {
     fn version(&self) -> &str;
     /// How large the slots of a disk for it are, as `provision` reads it.
     fn slot_size(&self) -> &'static str;
+    /// How large the state partition of a disk for it is.
+    fn state_size(&self) -> &'static str {
+        "64M"
+    }
     /// Builds it as an OCI layout folder at `layout`, tagged with its version. Its root trusts the lab's key.
     fn build(&self, lab: &Lab, layout: &Path) -> Result<()>;
 }
@@ -210,6 +214,23 @@ fn make(recipe: &Recipe, root: &Path, boot: &[OsString], layout: &Path) -> Resul
 
 /// Writes the root that such a release has.
 pub fn write_root(root: &Path, recipe: &Recipe, key: &Path) -> Result<()> {
+    make_folders(root)?;
+    write_busybox(root)?;
+    if recipe.temper == Temper::Updaterless {
+        trust(root, key)?;
+    } else {
+        write_updater(root, key)?;
+    }
+    write(root, "sbin/init", include_str!("guest-init"), 0o755)?;
+    write_guest_parts(root, recipe.version, recipe.temper.word())?;
+    let version = recipe.version;
+    write(root, "etc/os-release", &format!("ID=lab\nNAME=Lab\nVERSION_ID={version}\n"), 0o644)?;
+    write(root, "usr/lib/switchback/health.d/lab.toml", HEALTH, 0o644)?;
+    write(root, "bin/lab-health", HEALTH_SCRIPT, 0o755)
+}
+
+/// The folders that the initramfs, the updater and the lab need.
+pub(super) fn make_folders(root: &Path) -> Result<()> {
     for folder in [
         "bin",
         "dev",
@@ -229,22 +250,28 @@ pub fn write_root(root: &Path, recipe: &Recipe, key: &Path) -> Result<()> {
     ] {
         fs::create_dir_all(root.join(folder))?;
     }
+    Ok(())
+}
+
+/// busybox with a link for each of its programs but `init`.
+pub(super) fn write_busybox(root: &Path) -> Result<()> {
     copy(&tools::program("busybox", "busybox-static")?, &root.join("bin/busybox"), 0o755)?;
     let applets = tools::run(Command::new(root.join("bin/busybox")).arg("--list"))?;
     for applet in applets.lines().filter(|applet| !["busybox", "init"].contains(applet)) {
         symlink("busybox", root.join("bin").join(applet))?;
     }
-    if recipe.temper != Temper::Updaterless {
-        copy(&tools::device_binary()?, &root.join("usr/bin/switchback"), 0o755)?;
-        write(root, "usr/lib/switchback/contract", "contract = 1\n", 0o644)?;
-    }
-    copy(key, &root.join("usr/lib/switchback/trust/lab.pub"), 0o644)?;
-    write(root, "sbin/init", include_str!("guest-init"), 0o755)?;
-    write_guest_parts(root, recipe.version, recipe.temper.word())?;
-    let version = recipe.version;
-    write(root, "etc/os-release", &format!("ID=lab\nNAME=Lab\nVERSION_ID={version}\n"), 0o644)?;
-    write(root, "usr/lib/switchback/health.d/lab.toml", HEALTH, 0o644)?;
-    write(root, "bin/lab-health", HEALTH_SCRIPT, 0o755)
+    Ok(())
+}
+
+/// The updater, and the key that it trusts.
+pub(super) fn write_updater(root: &Path, key: &Path) -> Result<()> {
+    copy(&tools::device_binary()?, &root.join("usr/bin/switchback"), 0o755)?;
+    write(root, "usr/lib/switchback/contract", "contract = 1\n", 0o644)?;
+    trust(root, key)
+}
+
+fn trust(root: &Path, key: &Path) -> Result<()> {
+    copy(key, &root.join("usr/lib/switchback/trust/lab.pub"), 0o644)
 }
 
 /// What every guest of the lab has, whatever its init is.
@@ -288,7 +315,8 @@ echo "LAB-HEALTH $LAB_VERSION $LAB_TEMPER" >/dev/ttyS0
 [ -z "$LAB_REGISTRY" ] || wget -q -O /dev/null "http://$LAB_REGISTRY/v2/" || { echo "no way to $LAB_REGISTRY" >&2; exit 1; }
 "#;
 
-fn copy(from: &Path, to: &Path, mode: u32) -> Result<()> {
+/// Copies a file into the root.
+pub(super) fn copy(from: &Path, to: &Path, mode: u32) -> Result<()> {
     fs::copy(from, to).with_context(|| format!("while copying {} into the root", from.display()))?;
     Ok(fs::set_permissions(to, fs::Permissions::from_mode(mode))?)
 }

@@ -67,12 +67,23 @@ pub fn switchback() -> Result<PathBuf> {
 
 /// The static binary that ships on devices.
 pub fn device_binary() -> Result<PathBuf> {
-    let target =
-        std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| repository().join("target"), PathBuf::from);
-    let built = || target.join("x86_64-unknown-linux-gnu/device/switchback");
+    let built = || for_devices("switchback");
     let file = std::env::var_os("SWITCHBACK_DEVICE").map_or_else(built, PathBuf::from);
     ensure!(file.is_file(), "{} is not built: make device", file.display());
     Ok(file)
+}
+
+/// PID 1 of the reference appliance, static too.
+pub fn appliance_init() -> Result<PathBuf> {
+    let file = for_devices("switchback-appliance-init");
+    ensure!(file.is_file(), "{} is not built: make appliance-init", file.display());
+    Ok(file)
+}
+
+fn for_devices(name: &str) -> PathBuf {
+    let target =
+        std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| repository().join("target"), PathBuf::from);
+    target.join("x86_64-unknown-linux-gnu/device").join(name)
 }
 
 /// Runs a program to its end and returns what it printed.

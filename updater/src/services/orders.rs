@@ -35,8 +35,8 @@ const VERSION_LABEL: &str = "org.opencontainers.image.version";
 const SECURITY_LABEL: &str = "io.switchback.security-version";
 /// What raises the bound of an image.
 pub(super) const SIZE_KNOB: &str = "`image_size_max` of the service";
-/// How long an order waits for another one, or for the daemon, which looks at the services once a second.
-const LOCK_PATIENCE: Duration = Duration::from_secs(20);
+/// How long an order waits for another one, or for the daemon, which looks once a second and may be starting what ended.
+const LOCK_PATIENCE: Duration = Duration::from_secs(60);
 /// Between two tries to get the lock.
 const LOCK_PAUSE: Duration = Duration::from_millis(20);
 /// How often the daemon looks whether every service runs.

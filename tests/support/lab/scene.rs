@@ -8,10 +8,11 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, ensure};
 use serde_json::Value;
-use switchback_tests::lab::fixtures::Lab;
-use switchback_tests::lab::qemu::{Answer, BOOT_TIMEOUT, Hardware, Machine, Vm};
-use switchback_tests::lab::release::{Loader, Release};
-use switchback_tests::lab::tools;
+
+use super::fixtures::Lab;
+use super::qemu::{Answer, BOOT_TIMEOUT, Hardware, Machine, Vm};
+use super::release::{Loader, Release};
+use super::tools;
 
 /// How long a command in the guest may take, a whole update included.
 const COMMAND_TIMEOUT: Duration = Duration::from_secs(300);
@@ -191,6 +192,15 @@ impl<'a> Scene<'a> {
         vm.start(&format!("cd /; sync; {order}; umount /var/lib/switchback; sync; poweroff -f"))?;
         vm.wait_off(BOOT_TIMEOUT)?;
         self.machine.as_ref().map(Machine::disk).context("the scene has no machine yet")
+    }
+
+    /// Waits until the machine, which was told so, has switched itself off.
+    pub fn wait_off(&mut self) -> Result<()> {
+        let vm = self.vm.take().context("the machine is off")?;
+        let console = vm.console().clone();
+        vm.wait_off(BOOT_TIMEOUT)?;
+        self.earlier_boots += console.count(FIRMWARE_MARK)?;
+        Ok(())
     }
 
     /// Starts of the firmware's first choice since the beginning.

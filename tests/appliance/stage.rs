@@ -1,0 +1,218 @@
+//! An appliance that is on and serves DNS and NTP, and what its clients on the host see.
+//!
+//! Rule: a service is asked for by its port on the host's loopback alone; only what a client cannot see is asked of the machine.
+
+use std::net::{TcpListener, UdpSocket};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, Result, bail, ensure};
+use serde_json::Value;
+use switchback_tests::lab::appliance::Appliance;
+use switchback_tests::lab::fixtures::Lab;
+use switchback_tests::lab::qemu::{BOOT_TIMEOUT, Forward};
+use switchback_tests::lab::release::Loader;
+use switchback_tests::lab::scene::Scene;
+use switchback_tests::service_image::{
+    CHRONY, CHRONY_COMMAND, CHRONY_CONF, DNSMASQ, Recipe, UNBOUND, UNBOUND_COMMAND, UNBOUND_CONF, dnsmasq,
+};
+use switchback_tests::services::Load;
+
+/// How long the services may take to be as they should be, on a busy host.
+const PATIENCE: Duration = Duration::from_secs(180);
+
+/// The release that the machines come with.
+pub const FIRST: Appliance = Appliance { version: "1.0" };
+
+/// Where the appliance's services are on the host's loopback.
+#[derive(Debug, Clone, Copy)]
+pub struct Ports {
+    dns: u16,
+    ntp: u16,
+}
+
+/// Questions a second of each kind: what an emulated machine answers beside its work.
+#[derive(Debug, Clone, Copy)]
+pub struct Rates {
+    /// DNS questions by datagram.
+    pub udp: u32,
+    /// DNS questions on connections.
+    pub tcp: u32,
+    /// NTP questions.
+    pub ntp: u32,
+}
+
+/// What the tests ask under.
+pub const MODEST: Rates = Rates { udp: 20, tcp: 5, ntp: 5 };
+
+/// Brings in an appliance, switches it on, and orders its two services once.
+pub fn serving(scene: &mut Scene) -> Result<Ports> {
+    let ports = power_on(scene)?;
+    publish(scene.lab())?;
+    for (name, image) in [("dns", "dnsmasq-1"), ("ntp", "chrony-1")] {
+        let moved = scene.ask(&format!("update {name}"))?;
+        ensure!(moved["release"]["version"] == image, "{name}: {moved:#}");
+    }
+    ports.answer(1)?;
+    Ok(ports)
+}
+
+/// Brings in an appliance without services and switches it on.
+pub fn power_on(scene: &mut Scene) -> Result<Ports> {
+    scene.bring(|disk, lab| lab.disk(&FIRST, Loader::V252, disk))?;
+    let ports = Ports { dns: free_port()?, ntp: free_port()? };
+    scene.rebuild(|hardware| hardware.forwards = ports.forwards())?;
+    scene.power_on()?;
+    scene.expect_ready(FIRST.version)?;
+    Ok(ports)
+}
+
+/// The services' images in the lab's registry.
+pub fn publish(lab: &Lab) -> Result<()> {
+    let dns = |tag, programs, files: &[(&str, &str)], command: &[&str]| {
+        lab.publish_service(&Recipe { tag, programs, files, command }, "appliance-dns")
+    };
+    dns("dnsmasq-1", DNSMASQ, &[], &dnsmasq("--address=/example.internal/192.0.2.1"))?;
+    dns("dnsmasq-2", DNSMASQ, &[], &dnsmasq("--address=/example.internal/192.0.2.2"))?;
+    dns("unbound-1", UNBOUND, &[("etc/unbound.conf", UNBOUND_CONF)], UNBOUND_COMMAND)?;
+    // Runs, and knows no answer to what it is asked.
+    dns("bad-1", DNSMASQ, &[], &dnsmasq("--address=/example.com/192.0.2.9"))?;
+    let files = [("etc/chrony.conf", CHRONY_CONF)];
+    let chrony = Recipe { tag: "chrony-1", programs: CHRONY, files: &files, command: CHRONY_COMMAND };
+    lab.publish_service(&chrony, "appliance-ntp").map(drop)
+}
+
+/// A port that is free for datagrams and for connections.
+fn free_port() -> Result<u16> {
+    for _ in 0..100 {
+        let listener = TcpListener::bind("127.0.0.1:0")?;
+        let port = listener.local_addr()?.port();
+        if UdpSocket::bind(("127.0.0.1", port)).is_ok() {
+            return Ok(port);
+        }
+    }
+    bail!("no port is free for both transports")
+}
+
+impl Ports {
+    fn forwards(self) -> Vec<Forward> {
+        let forward = |transport, host, guest| Forward { transport, host, guest };
+        vec![forward("udp", self.dns, 53), forward("tcp", self.dns, 53), forward("udp", self.ntp, 123)]
+    }
+
+    /// Clients that begin to ask, for so many seconds.
+    pub fn load(self, seconds: u64, rates: Rates) -> Result<Load> {
+        let Rates { udp, tcp, ntp } = rates;
+        let words = format!(
+            "127.0.0.1 --dns-port {} --ntp-port {} --seconds {seconds} --udp {udp} --tcp {tcp} --ntp {ntp}",
+            self.dns, self.ntp
+        );
+        Load::begin(&words.split(' ').map(str::to_owned).collect::<Vec<_>>())
+    }
+
+    /// Both services answer everything for so many seconds.
+    pub fn answer(self, seconds: u64) -> Result<()> {
+        nothing_is_lost("a few questions", &self.load(seconds, Rates { udp: 4, tcp: 2, ntp: 2 })?.reports()?)
+    }
+
+    /// Waits until both services answer.
+    pub fn wait_for_answers(self) -> Result<()> {
+        let began = Instant::now();
+        loop {
+            match self.answer(1) {
+                Err(error) if began.elapsed() > PATIENCE => return Err(error.context("after a long wait")),
+                Err(_) => {}
+                Ok(()) => return Ok(()),
+            }
+        }
+    }
+}
+
+/// Prints what became of each kind of question; all that was offered was sent and answered.
+pub fn nothing_is_lost(what: &str, reports: &[Value]) -> Result<()> {
+    ensure!(!reports.is_empty(), "{what}: nothing was asked");
+    for report in reports {
+        let number = |key: &str| report[key].as_u64().context("a report without numbers");
+        let (offered, sent) = (number("offered")?, number("sent")?);
+        let (answered, lost) = (number("answered")?, number("lost")?);
+        let kind = report["kind"].as_str().unwrap_or_default();
+        println!(
+            "{what:32} {kind:8} offered {offered:5} sent {sent:5} answered {answered:5} lost {lost}  p50 {:.1} ms  p99 {:.1} ms  \
+             longest gap {:.0} ms",
+            report["p50"].as_f64().unwrap_or_default(),
+            report["p99"].as_f64().unwrap_or_default(),
+            report["gap"].as_f64().unwrap_or_default()
+        );
+        ensure!(
+            (offered, offered, 0) == (sent, answered, lost) && offered > 0,
+            "{what}: {}",
+            report["losses"]
+        );
+    }
+    Ok(())
+}
+
+/// One service as `status` shows it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Shown {
+    /// The slot that serves.
+    pub slot: String,
+    /// The version in it.
+    pub version: String,
+    /// Slot a's process and slot b's.
+    pub pids: [Option<i64>; 2],
+    /// Digests that are banned.
+    pub banned: Vec<String>,
+}
+
+impl Shown {
+    /// Asks the machine.
+    pub fn of(scene: &Scene, name: &str) -> Result<Shown> {
+        let answer = scene.ask(&format!("status {name}"))?;
+        Shown::read(&answer).with_context(|| format!("`status {name}` answers:\n{answer:#}"))
+    }
+
+    fn read(answer: &Value) -> Option<Shown> {
+        let service = &answer["services"][0];
+        let slot = service["serving"].as_str()?;
+        let slots = service["slots"].as_array()?;
+        let serving = slots.iter().find(|found| found["slot"] == slot)?;
+        let banned = service["quarantine"].as_array()?.iter().map(|item| item.as_str().map(str::to_owned));
+        Some(Shown {
+            slot: slot.to_owned(),
+            version: serving["release"]["version"].as_str()?.to_owned(),
+            pids: [slots.first()?["pid"].as_i64(), slots.get(1)?["pid"].as_i64()],
+            banned: banned.collect::<Option<_>>()?,
+        })
+    }
+
+    /// The process of the slot that serves, when it alone runs.
+    pub fn only_pid(&self) -> Option<i64> {
+        let (serves, other) = if self.slot == "a" { (0, 1) } else { (1, 0) };
+        self.pids[serves].filter(|_| self.pids[other].is_none())
+    }
+
+    /// Waits until the slot that serves is the only one that runs.
+    pub fn settled(scene: &Scene, name: &str) -> Result<Shown> {
+        let began = Instant::now();
+        loop {
+            let shown = Shown::of(scene, name)?;
+            if shown.only_pid().is_some() {
+                return Ok(shown);
+            }
+            ensure!(began.elapsed() < PATIENCE, "{name} does not settle: {shown:?}\n{}", scene.explain());
+            std::thread::sleep(Duration::from_millis(200));
+        }
+    }
+}
+
+/// What tells one start of the machine from the next.
+pub fn boot_id(scene: &Scene) -> Result<String> {
+    scene.run("cat /proc/sys/kernel/random/boot_id")?.ok()
+}
+
+/// Waits for the machine after it was switched on or restarts, and for its services.
+pub fn wait_back(scene: &Scene, ports: Ports) -> Result<()> {
+    let running = scene.wait_ready(BOOT_TIMEOUT)?;
+    ensure!(running == FIRST.version, "the machine came up with {running}");
+    ports.wait_for_answers()
+}

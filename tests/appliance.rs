@@ -10,6 +10,8 @@ mod disk;
 mod kills;
 #[path = "appliance/moves.rs"]
 mod moves;
+#[path = "appliance/releases.rs"]
+mod releases;
 #[path = "appliance/restarts.rs"]
 mod restarts;
 #[path = "appliance/shape.rs"]
@@ -28,6 +30,8 @@ const SCENARIOS: &[table::Scenario] = &[
     row("a_service_moves_under_load", true, moves::good),
     row("a_bad_service_is_left_again_under_load", true, moves::bad),
     row("a_restart_and_a_killed_supervisor_change_nothing", true, restarts::nothing_changes),
+    row("an_os_and_its_services_come_and_go_together", true, releases::come_and_go),
+    row("a_service_that_fails_takes_its_os_back", true, releases::returns_whole),
     row("killed_at_each_step_exactly_one_slot_serves", true, kills::at_each_step),
 ];
 

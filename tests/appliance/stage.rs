@@ -18,7 +18,7 @@ use switchback_tests::service_image::{
 use switchback_tests::services::Load;
 
 /// How long the services may take to be as they should be, on a busy host.
-const PATIENCE: Duration = Duration::from_secs(180);
+pub const PATIENCE: Duration = Duration::from_secs(180);
 
 /// The release that the machines come with.
 pub const FIRST: Appliance = Appliance { version: "1.0" };

@@ -8,6 +8,7 @@ use anyhow::{Result, ensure};
 use switchback_tests::lab::qemu::BOOT_TIMEOUT;
 use switchback_tests::lab::scene::Scene;
 
+use crate::releases;
 use crate::shape::Sizes;
 use crate::stage::{MODEST, Ports, nothing_is_lost, power_on, publish, wait_back};
 
@@ -56,6 +57,19 @@ pub fn tell(scene: &mut Scene) -> Result<()> {
     scene.vm()?.start("reboot")?;
     wait_back(scene, ports)?;
     type_in(scene, "switchback status dns", 0)?;
+
+    say(
+        "A release binds a newer OS and its services under one signature. Nothing that serves is touched until the restart.",
+    );
+    releases::publish(scene, "2.0", &releases::GOOD)?;
+    type_in(scene, "switchback check", 0)?;
+    scene.update("")?;
+    releases::serves(scene, ports, "2.0", "unbound-1")?;
+    type_in(scene, "switchback status", 0)?;
+    say("The rollback of everything: OS and services are what they were.");
+    scene.reboots("switchback --json rollback --reboot", BOOT_TIMEOUT)?;
+    wait_back(scene, ports)?;
+    type_in(scene, "switchback status", 0)?;
     scene.vm()?.start("poweroff")?;
     scene.wait_off()?;
     say(&format!("The end, after {} starts.", scene.boots()));

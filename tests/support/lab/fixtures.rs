@@ -93,6 +93,27 @@ impl Lab {
         Ok(digest)
     }
 
+    /// Binds an OS to images of this run's registry, each as a service's name and `repository:tag`, and publishes the release in the
+    /// repository `name`.
+    pub fn publish_bound(
+        &self,
+        (version, os): (&str, &dyn Release),
+        services: &[(&str, &str)],
+        name: &str,
+    ) -> Result<String> {
+        let from = format!("oci:{}:{}", self.release(os)?.display(), os.version());
+        let layout = self.once(&format!("bound-{version}"), |layout| {
+            let mut bind = Command::new(tools::switchback()?);
+            bind.args(["--json", "image", "bind", "--version", version, "--os", &from]);
+            for (service, image) in services {
+                bind.args(["--service", &format!("{service}={}/{image}", self.registry.host())]);
+            }
+            bind.args(["--plain-http", &self.registry.host(), "--output"]);
+            tools::run(bind.arg(format!("oci:{}", layout.display()))).map(drop)
+        })?;
+        self.publish_layout(&layout, version, name)
+    }
+
     /// Signs what is in the registry, with cosign and the key of this run.
     fn sign(&self, reference: &str) -> Result<()> {
         let key = self.folder.path().join("cosign.key");

@@ -92,6 +92,11 @@ impl<'a> Scene<'a> {
         self.lab.publish_layout(layout, version, &self.name)
     }
 
+    /// The scene's name, which its channel has too.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
     /// The lab that the scene is in.
     pub fn lab(&self) -> &'a Lab {
         self.lab

@@ -18,6 +18,8 @@ mod restarts;
 mod shape;
 #[path = "appliance/stage.rs"]
 mod stage;
+#[path = "appliance/systemd.rs"]
+mod systemd;
 #[path = "appliance/tour.rs"]
 mod tour;
 
@@ -32,6 +34,7 @@ const SCENARIOS: &[table::Scenario] = &[
     row("a_restart_and_a_killed_supervisor_change_nothing", true, restarts::nothing_changes),
     row("an_os_and_its_services_come_and_go_together", true, releases::come_and_go),
     row("a_service_that_fails_takes_its_os_back", true, releases::returns_whole),
+    row("the_same_daemon_serves_under_systemd", true, systemd::serves_and_moves),
     row("killed_at_each_step_exactly_one_slot_serves", true, kills::at_each_step),
 ];
 

@@ -26,7 +26,8 @@ pub fn good(scene: &mut Scene) -> Result<()> {
     Ok(())
 }
 
-fn moves(scene: &Scene, ports: Ports, to: &str) -> Result<()> {
+/// One move under load, to an image by its tag.
+pub fn moves(scene: &Scene, ports: Ports, to: &str) -> Result<()> {
     let (before, ntp, boot) = (Shown::of(scene, "dns")?, Shown::of(scene, "ntp")?, boot_id(scene)?);
     let (code, moved) = ordered_under_load(scene, ports, to, &format!("dns → {to}"))?;
     ensure!(code == 0, "the order ended with {code}: {moved:#}");

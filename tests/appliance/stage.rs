@@ -10,7 +10,7 @@ use serde_json::Value;
 use switchback_tests::lab::appliance::Appliance;
 use switchback_tests::lab::fixtures::Lab;
 use switchback_tests::lab::qemu::{BOOT_TIMEOUT, Forward};
-use switchback_tests::lab::release::Loader;
+use switchback_tests::lab::release::{Loader, Release};
 use switchback_tests::lab::scene::Scene;
 use switchback_tests::service_image::{
     CHRONY, CHRONY_COMMAND, CHRONY_CONF, DNSMASQ, Recipe, UNBOUND, UNBOUND_COMMAND, UNBOUND_CONF, dnsmasq,
@@ -47,22 +47,32 @@ pub const MODEST: Rates = Rates { udp: 20, tcp: 5, ntp: 5 };
 /// Brings in an appliance, switches it on, and orders its two services once.
 pub fn serving(scene: &mut Scene) -> Result<Ports> {
     let ports = power_on(scene)?;
+    ordered(scene, ports)?;
+    Ok(ports)
+}
+
+/// Orders the two services once, on a machine that has none.
+pub fn ordered(scene: &Scene, ports: Ports) -> Result<()> {
     publish(scene.lab())?;
     for (name, image) in [("dns", "dnsmasq-1"), ("ntp", "chrony-1")] {
         let moved = scene.ask(&format!("update {name}"))?;
         ensure!(moved["release"]["version"] == image, "{name}: {moved:#}");
     }
-    ports.answer(1)?;
-    Ok(ports)
+    ports.answer(1)
 }
 
 /// Brings in an appliance without services and switches it on.
 pub fn power_on(scene: &mut Scene) -> Result<Ports> {
-    scene.bring(|disk, lab| lab.disk(&FIRST, Loader::V252, disk))?;
+    switched_on(scene, &FIRST, Loader::V252)
+}
+
+/// Brings in a machine with this release and switches it on; its ports are on the host's loopback.
+pub fn switched_on(scene: &mut Scene, release: &dyn Release, loader: Loader) -> Result<Ports> {
+    scene.bring(|disk, lab| lab.disk(release, loader, disk))?;
     let ports = Ports { dns: free_port()?, ntp: free_port()? };
     scene.rebuild(|hardware| hardware.forwards = ports.forwards())?;
     scene.power_on()?;
-    scene.expect_ready(FIRST.version)?;
+    scene.expect_ready(release.version())?;
     Ok(ports)
 }
 

@@ -28,7 +28,7 @@ pub fn without_bless_boot(scene: &mut Scene) -> Result<()> {
 /// A release in which nobody judges: the deadline's timer ends the start, and the history says what it was. One try: each
 /// lasts as long as the deadline.
 pub fn deadline_timer(scene: &mut Scene) -> Result<()> {
-    let release = |version, temper| Debian { version, temper, bless: Bless::Present };
+    let release = |version, temper| Debian { version, temper, bless: Bless::Present, services: false };
     scene.power_on_with(&release("1.0", Temper::Good), Loader::V257, false)?;
     scene.expect_settled("1.0")?;
     let digest = scene.publish(&release("1.1", Temper::Unjudged))?;
@@ -40,7 +40,7 @@ pub fn deadline_timer(scene: &mut Scene) -> Result<()> {
 }
 
 fn updates_and_returns(scene: &mut Scene, bless: Bless) -> Result<()> {
-    let release = |version, temper| Debian { version, temper, bless };
+    let release = |version, temper| Debian { version, temper, bless, services: false };
     scene.power_on_with(&release("1.0", Temper::Good), Loader::V257, false)?;
     scene.expect_settled("1.0")?;
     scene.publish(&release("1.1", Temper::Good))?;

@@ -53,12 +53,15 @@ pub struct Debian {
     pub temper: Temper,
     /// Who else would confirm it.
     pub bless: Bless,
+    /// It has the daemon and what runs services, and the appliance's configuration.
+    pub services: bool,
 }
 
 impl Release for Debian {
     fn name(&self) -> String {
         let bless = if self.bless == Bless::Present { "bless" } else { "masked" };
-        format!("debian-{}-{}-{bless}", self.version, self.temper.word())
+        let services = if self.services { "-services" } else { "" };
+        format!("debian-{}-{}-{bless}{services}", self.version, self.temper.word())
     }
 
     fn version(&self) -> &str {
@@ -69,11 +72,17 @@ impl Release for Debian {
         "256M"
     }
 
+    fn state_size(&self) -> &'static str {
+        if self.services { "256M" } else { "64M" }
+    }
+
     fn build(&self, lab: &Lab, layout: &Path) -> Result<()> {
         let folder = tempfile::Builder::new().prefix("lab-debian").tempdir()?;
         let root = folder.path().join("root");
-        tools::run(Command::new("cp").arg("-a").arg("--reflink=auto").arg(base(lab)?).arg(&root))?;
-        self.write_lab_parts(&root)?;
+        tools::run(
+            Command::new("cp").arg("-a").arg("--reflink=auto").arg(base(lab, self.services)?).arg(&root),
+        )?;
+        self.write_lab_parts(&root, lab)?;
         let kernel = only_file(&root.join("boot"), "vmlinuz-")?;
         let modules = only_file(&root.join("usr/lib/modules"), "")?;
         let mut command = Command::new(tools::switchback()?);
@@ -87,7 +96,7 @@ impl Release for Debian {
 }
 
 impl Debian {
-    fn write_lab_parts(&self, root: &Path) -> Result<()> {
+    fn write_lab_parts(&self, root: &Path, lab: &Lab) -> Result<()> {
         write_guest_parts(root, self.version, self.temper.word())?;
         let mut os_release = fs::read_to_string(root.join("usr/lib/os-release"))?;
         os_release.push_str(&format!("IMAGE_VERSION={}\n", self.version));
@@ -107,6 +116,13 @@ impl Debian {
             let wants = root.join(format!("etc/systemd/system/{wanted_by}.wants"));
             fs::create_dir_all(&wants)?;
             symlink(format!("/usr/lib/systemd/system/{unit}"), wants.join(unit))?;
+        }
+        if self.services {
+            write(root, "etc/switchback/lab.template", SERVICES_CONFIG, 0o644)?;
+            fs::copy(lab.key(), root.join("usr/lib/switchback/trust/lab.pub"))?;
+            let unit = "switchback-daemon.service";
+            let wants = root.join("etc/systemd/system/multi-user.target.wants").join(unit);
+            symlink(format!("/usr/lib/systemd/system/{unit}"), wants)?;
         }
         // A login there would hang up the line that the lab listens to.
         mask(root, "serial-getty@ttyS0.service")?;
@@ -146,14 +162,20 @@ const DEADLINE: &str = "[Timer]\nOnBootSec=\nOnBootSec=40min\n";
 /// Long enough to be seen coming up.
 const SHORT_DEADLINE: &str = "[Timer]\nOnBootSec=\nOnBootSec=3min\n";
 
-/// The recipe's root, made once a run.
-fn base(lab: &Lab) -> Result<PathBuf> {
-    lab.once("debian-root", |root| {
+/// How the appliance declares its services.
+const SERVICES_CONFIG: &str = include_str!("appliance/config.toml");
+
+/// The recipe's root, made once a run; with what runs services, where that is asked for.
+fn base(lab: &Lab, services: bool) -> Result<PathBuf> {
+    lab.once(if services { "debian-root-services" } else { "debian-root" }, |root| {
         tools::program("mmdebstrap", "mmdebstrap")?;
         let mirror = tools::run(Command::new(tools::repository().join("tests/tools/fetch")).arg("mirror"))?;
         let mut recipe = Command::new(tools::repository().join("docs/src/recipes/debian-trixie"));
         // The lab's template stands in for the configuration that the recipe writes: a machine's registry is its own.
         recipe.arg(root).arg(tools::device_binary()?).arg(lab.key()).arg("localhost/lab:stable");
+        if services {
+            recipe.env("MORE_PACKAGES", "crun nftables iproute2 conntrack");
+        }
         tools::run(recipe.arg(mirror.trim_end())).map(drop)
     })
 }

@@ -45,10 +45,13 @@ demo-boot: lab  ## the same story on a disk that firmware boots, in QEMU; shows 
 
 test: lab       ## everything that must pass before a change lands, a sample of the boot lab included
 	cargo test --locked --workspace
+	@if [ "$$(id -u)" = 0 ]; then cargo test --locked -p switchback-tests --test bound; \
+	else echo "test: not root, so services in containers went untested; as root: make service-test"; fi
 
 service-test: lab-parts  ## services moved under load, good and bad: what was sent, answered and lost; needs root
 	cargo build --locked -p switchback -p switchback-tests --bins
 	cargo test --locked -p switchback-tests --test services -- --test-threads 1 --nocapture
+	cargo test --locked -p switchback-tests --test bound
 
 appliance-parts: lab appliance-init
 	cargo build --locked -p switchback-tests --bins
@@ -83,7 +86,7 @@ test-all: test check power-cut-selftest boot-test boot-replay appliance-test deb
 check:          ## format, lints, licences, the repository's own rules
 	cargo fmt --all --check
 	cargo clippy --locked --workspace --all-targets -- -D warnings
-	cargo clippy --locked -p switchback-tests --test boot_replay --test package --test services --test appliance -- -D warnings
+	cargo clippy --locked -p switchback-tests --test boot_replay --test package --test services --test bound --test appliance -- -D warnings
 	cargo test --locked -q -p switchback-tests --test tidy
 	@if command -v cargo-deny >/dev/null; then cargo deny check bans licenses sources; \
 	else echo "check: cargo-deny is not installed, so licences and bans went unchecked: cargo install cargo-deny"; fi

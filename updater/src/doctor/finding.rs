@@ -37,6 +37,8 @@ pub enum Group {
     Trust,
     /// Where releases come from.
     Source,
+    /// What services need.
+    Services,
 }
 
 impl Group {
@@ -50,6 +52,7 @@ impl Group {
             Group::Return => "The way back",
             Group::Trust => "Trust",
             Group::Source => "Source and clock",
+            Group::Services => "Services",
         }
     }
 }

@@ -10,6 +10,7 @@ pub mod finding;
 mod hang;
 mod place;
 mod program;
+mod services;
 mod slots;
 mod source;
 mod state;
@@ -38,7 +39,7 @@ pub fn examine(place: &Place, config: Option<&Path>) -> Report {
     // What a file with an error would have said is unknown; the rest of the machine is there all the same.
     let config = loaded.unwrap_or_default();
     let seen = Seen::look(place, &config);
-    let parts: [fn(&Seen<'_>) -> Vec<Finding>; 10] = [
+    let parts: [fn(&Seen<'_>) -> Vec<Finding>; 11] = [
         program::findings,
         slots::findings,
         boot::findings,
@@ -49,6 +50,7 @@ pub fn examine(place: &Place, config: Option<&Path>) -> Report {
         trust::findings,
         source::findings,
         clock::findings,
+        services::findings,
     ];
     findings.extend(parts.into_iter().flat_map(|part| part(&seen)));
     Report::of(findings)

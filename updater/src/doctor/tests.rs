@@ -34,6 +34,31 @@ fn on_a_machine_that_is_well_nothing_but_its_missing_passports_is_found() {
     assert!(report.findings.iter().all(|finding| (finding.result > Level::Note) == finding.remedy.is_some()));
 }
 
+#[test]
+fn what_services_need_is_asked_where_there_are_services() {
+    let machine = Fixture::healthy();
+    let service_names = |report: &Report| {
+        report
+            .findings
+            .iter()
+            .filter(|finding| finding.group == Group::Services)
+            .map(|f| f.name)
+            .collect::<Vec<_>>()
+    };
+    assert!(service_names(&machine.examine()).is_empty(), "no services");
+    machine.edit("etc/switchback/config.toml", "[source]", "[service.dns]\n[source]");
+    let report = machine.examine();
+    let names = service_names(&report);
+    assert_eq!(
+        names,
+        ["oci-runtime", "service-network", "service-network", "service-network", "service-trust"]
+    );
+    assert_eq!(results(&report)["service-trust"], Level::Note, "nobody may sign for it alone");
+    machine.edit("etc/switchback/config.toml", "[machine]", "[machine]\nruntime = \"/nowhere/crun\"");
+    let report = machine.examine();
+    assert_eq!(results(&report).get("oci-runtime"), Some(&Level::Problem), "{:#?}", report.findings);
+}
+
 struct Case {
     broken: fn(&mut Fixture),
     /// Every finding that is other than on the well machine.

@@ -109,6 +109,11 @@ impl Host {
         })
     }
 
+    /// The OCI runtime's program.
+    pub fn runtime_program(&self) -> &Path {
+        self.runtime.program()
+    }
+
     /// Makes the folders and the network's table where they are missing.
     pub fn open(config: &Config) -> Result<Host, SlotError> {
         let host = Host::look(config)?;

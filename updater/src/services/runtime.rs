@@ -93,6 +93,11 @@ impl Runtime {
         Ok(Runtime { program, root: root.to_owned() })
     }
 
+    /// Which program it is.
+    pub fn program(&self) -> &Path {
+        &self.program
+    }
+
     /// Makes and starts the container `id` from `spec`, in the empty folder `bundle`, with its output in the file `log`. With
     /// `held`, a process stays beside it and writes down how it ends.
     pub fn start(

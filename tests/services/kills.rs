@@ -106,7 +106,7 @@ fn killed_at_any_step_exactly_one_slot_serves_and_the_order_completes() {
         one_slot_serves_and_the_order_completes(
             &serving,
             &format!("at step {} ({action})", number + 1),
-            &tag,
+            tag,
             load,
         );
     }

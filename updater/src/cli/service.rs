@@ -67,6 +67,7 @@ pub(super) fn history(config: &Config, name: &Name, limit: usize) -> Result<Outp
 pub(super) fn quarantine(config: &Config, name: &Name, release: Option<&str>) -> Result<Output, Failure> {
     let answer = asked::quarantine(config, name, release)?;
     let mut output = super::output(&Answer::Quarantine(answer));
+    // The sentences are those of the OS; the order that they name is another one.
     output.text = output.text.replace("`switchback update`", &format!("`switchback update {name}`"));
     output.json["service"] = name.as_str().into();
     Ok(output)

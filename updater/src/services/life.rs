@@ -402,7 +402,7 @@ impl<'a> Life<'a> {
 
     /// Removes what the volumes were in schemas that no slot uses any more; `others` are the service's records for other OS slots.
     pub fn keep_volumes(&self, others: &[&Record]) -> Result<(), SlotError> {
-        let Member { host, service, name, .. } = self.member;
+        let Member { host, service, .. } = self.member;
         let held = [self.record()]
             .into_iter()
             .chain(others.iter().copied())
@@ -413,7 +413,6 @@ impl<'a> Life<'a> {
             let Some(image) = host.store.find(&held.image)? else { return Ok(()) };
             images.push(image);
         }
-        tracing::debug!(service = %name, images = images.len(), "volumes of other schemas go");
         for volume in &service.volumes {
             let schemas: Result<Vec<u32>, _> =
                 images.iter().map(|image| image.schema(&volume.name)).collect();

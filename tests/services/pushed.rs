@@ -15,8 +15,18 @@ const REGISTRY: &str = "127.0.0.1:5000";
 const OCI: &str = "application/vnd.oci.image.manifest.v1+json";
 const DOCKER: &str = "application/vnd.docker.distribution.manifest.v2+json";
 
-/// `docker-registry` in the machine; ends with it.
-fn registry(lab: &ServiceLab) -> Child {
+/// `docker-registry` in the machine.
+struct Registry(Child);
+
+impl Drop for Registry {
+    fn drop(&mut self) {
+        // Both fail only when it is gone already.
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+fn registry(lab: &ServiceLab) -> Registry {
     let config = lab.path("registry.yml");
     let text = format!(
         "version: 0.1\nstorage:\n  filesystem:\n    rootdirectory: {}\nhttp:\n  addr: {REGISTRY}\n",
@@ -27,7 +37,7 @@ fn registry(lab: &ServiceLab) -> Child {
         lab.inside(false, &tools::program("docker-registry", "docker-registry").unwrap()).unwrap();
     let server =
         server.arg("serve").arg(&config).stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
-    let server = server.spawn().unwrap();
+    let server = Registry(server.spawn().unwrap());
     let bash = tools::program("bash", "bash").unwrap();
     let began = Instant::now();
     let listens = || {

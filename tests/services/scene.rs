@@ -81,9 +81,9 @@ impl Daemon {
         Daemon(daemon.stdin(Stdio::null()).stdout(Stdio::null()).spawn().unwrap())
     }
 
-    pub fn kill(mut self) {
+    /// Killed; the value's end buries it.
+    pub fn kill(self) {
         kill_inner(&self.0, Signal::SIGKILL);
-        self.0.wait().unwrap();
     }
 }
 

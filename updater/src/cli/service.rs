@@ -94,6 +94,7 @@ pub(super) fn history(config: &Config, name: &Name, limit: usize) -> Result<Outp
 pub(super) fn quarantine(config: &Config, name: &Name, release: Option<&str>) -> Result<Output, Failure> {
     let answer = asked::quarantine(config, name, release)?;
     let mut output = super::output(&Answer::Quarantine(answer));
+    // The sentences are those of the OS; the order that they name is another one.
     output.text = output.text.replace("`switchback update`", &format!("`switchback update {name}`"));
     output.json["service"] = name.as_str().into();
     Ok(output)
@@ -179,4 +180,39 @@ fn text(service: &ServiceStatus) -> String {
         lines.push_str(&format!("  banned  sha256:{}…\n", digest.short()));
     }
     lines
+}
+
+#[cfg(test)]
+mod tests {
+    use switchback_partitions::slot::Slot;
+
+    use super::*;
+    use crate::digest::Digest;
+    use crate::lifecycle::Release;
+
+    #[test]
+    fn logs_say_which_slot_wrote_and_move_no_cursor() {
+        let at = jiff::Timestamp::from_second(1_700_000_000).unwrap();
+        let release = Release { digest: Digest::of(b"1"), version: "1.1".into(), security_version: 0 };
+        let log = |slot, serves, release, text: &str| SlotLog {
+            slot,
+            serves,
+            release,
+            written_at: at,
+            file: format!("/data/logs/dns-{slot}.log").into(),
+            text: text.into(),
+        };
+        let name: Name = "dns".parse().unwrap();
+        let slots = vec![
+            log(Slot::B, false, None, "old\u{1b}[2J\n"),
+            log(Slot::A, true, Some(release), "no line end"),
+        ];
+        let shown = logs_text(&ServiceLogs { name: name.clone(), slots });
+        assert_eq!(
+            shown,
+            "dns in slot b (nothing), written last at 2023-11-14 22:13:20, all in /data/logs/dns-b.log:\nold?[2J\n\n\
+             dns in slot a (1.1, serves), written last at 2023-11-14 22:13:20, all in /data/logs/dns-a.log:\nno line end\n"
+        );
+        assert_eq!(logs_text(&ServiceLogs { name, slots: Vec::new() }), "dns has written nothing.\n");
+    }
 }

@@ -13,6 +13,7 @@ use switchback_partitions::slot::Slot;
 use super::host::{Host, Member};
 use super::orders::{declared, lock, os_slot, own_folder};
 use super::set::{Set, Which};
+use super::volume::Volumes;
 use crate::config::Config;
 use crate::config::service::Name;
 use crate::engine::answers::{History, Quarantine};
@@ -66,7 +67,7 @@ pub struct SlotLog {
 pub fn history(config: &Config, name: &Name, limit: usize) -> Result<ServiceHistory, Failure> {
     let service = declared(config, name)?;
     let facts = Facts::read(&own(config, name)).map_err(unreadable)?;
-    let volumes = super::volume::Volumes::at(&config.machine.data_dir.join("volumes"));
+    let volumes = Volumes::of(&config.machine.data_dir);
     let failed = service.volumes.iter().map(|volume| volumes.failed(&volume.name));
     Ok(ServiceHistory {
         history: History {

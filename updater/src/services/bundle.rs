@@ -310,7 +310,7 @@ mod tests {
         });
         let image = Stored::of(Digest::of(b""), root.path(), serde_json::from_value(config).unwrap());
         let service: Service = toml::from_str(&format!("image = \"x/y\"\n{declared}")).unwrap();
-        let (name, volumes) = ("dns".parse().unwrap(), Volumes::at(Path::new("/data/volumes")));
+        let (name, volumes) = ("dns".parse().unwrap(), Volumes::of(Path::new("/data")));
         let slotted = Slotted {
             name: &name,
             service: &service,

@@ -103,7 +103,7 @@ impl Host {
         Ok(Host {
             store: Store::at(&data.join("store")),
             runtime: Runtime::new(config.machine.runtime.as_deref(), &run.join("runtime"))?,
-            volumes: Volumes::at(&data.join("volumes")),
+            volumes: Volumes::of(data),
             logs: data.join("logs"),
             bundles: run.join("bundles"),
         })

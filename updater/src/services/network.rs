@@ -274,9 +274,14 @@ pub fn flows(place: Place) -> Result<usize, NetworkError> {
         let address = address.to_string();
         let listed = command("conntrack", "conntrack");
         let listed = listed.args(["--dump", "--family", family, "--reply-src", &address]).run("")?;
-        count += String::from_utf8_lossy(&listed.stdout).lines().count();
+        count += String::from_utf8_lossy(&listed.stdout).lines().filter(|line| !is_over(line)).count();
     }
     Ok(count)
+}
+
+/// A connection that both sides have closed, or one has broken off, is remembered for two minutes more: nobody waits for that.
+fn is_over(flow: &str) -> bool {
+    flow.starts_with("tcp") && flow.split_whitespace().any(|word| matches!(word, "TIME_WAIT" | "CLOSE"))
 }
 
 type Entries = BTreeMap<(Transport, u16), IpAddr>;
@@ -380,6 +385,20 @@ mod tests {
                 assert!(place.cable().len() < 16 && place.cable().starts_with(CABLE));
             }
         }
+    }
+
+    #[test]
+    fn a_connection_that_is_closed_is_no_flow_under_way() {
+        let tcp = |state: &str| {
+            format!("tcp      6 98 {state} src=10.99.0.2 dst=10.99.0.1 sport=1 dport=53 [ASSURED] mark=0")
+        };
+        for state in ["TIME_WAIT", "CLOSE"] {
+            assert!(is_over(&tcp(state)), "{state}");
+        }
+        for state in ["ESTABLISHED", "FIN_WAIT", "CLOSE_WAIT", "LAST_ACK", "SYN_SENT"] {
+            assert!(!is_over(&tcp(state)), "{state}");
+        }
+        assert!(!is_over("udp      17 4 src=10.99.0.2 dst=10.99.0.1 sport=1 dport=53 mark=0"));
     }
 
     #[test]

@@ -34,9 +34,9 @@ pub struct Volumes {
 }
 
 impl Volumes {
-    /// The volumes in `folder`.
-    pub fn at(folder: &Path) -> Volumes {
-        Volumes { folder: folder.to_owned() }
+    /// The volumes of a machine whose data is in `data`.
+    pub fn of(data: &Path) -> Volumes {
+        Volumes { folder: data.join("volumes") }
     }
 
     /// Makes the folder of all volumes.
@@ -231,7 +231,7 @@ mod tests {
 
     fn scene() -> (tempfile::TempDir, Volumes, Name) {
         let dir = tempfile::tempdir().unwrap();
-        let volumes = Volumes::at(&dir.path().join("volumes"));
+        let volumes = Volumes::of(dir.path());
         volumes.prepare().unwrap();
         (dir, volumes, "leases".parse().unwrap())
     }

@@ -6,19 +6,17 @@ use anyhow::{Context as _, Result, ensure};
 use switchback_tests::lab::qemu::BOOT_TIMEOUT;
 use switchback_tests::lab::scene::Scene;
 
-use crate::stage::{Ports, Shown, serving, wait_back};
+use crate::stage::{Ports, STEP, Shown, order_dns, serving, wait_back};
 
-/// A step on the console.
-const STEP: &str = r"DEBUG.*step.*service=dns";
 /// Fewer cannot be a whole update.
 const STEPS_MIN: usize = 6;
 
 pub fn at_each_step(scene: &mut Scene) -> Result<()> {
     let ports = serving(scene)?;
     let from = scene.vm()?.console().len();
-    order(scene, "dnsmasq-2")?;
+    order_dns(scene, "dnsmasq-2")?;
     let console = scene.vm()?.console();
-    console.wait_for("ORDER-ENDED 0", from, BOOT_TIMEOUT)?;
+    console.wait_for("ORDER-ENDED 0$", from, BOOT_TIMEOUT)?;
     let steps = console.count(STEP)?;
     println!("a good update takes {steps} steps");
     ensure!(steps >= STEPS_MIN, "only {steps} steps came to the console:\n{}", console.tail());
@@ -32,7 +30,7 @@ fn killed(scene: &mut Scene, ports: Ports, step: usize) -> Result<()> {
     let before = Shown::settled(scene, "dns")?;
     let to = if before.version == "dnsmasq-1" { "dnsmasq-2" } else { "dnsmasq-1" };
     let mut from = scene.vm()?.console().len();
-    order(scene, to)?;
+    order_dns(scene, to)?;
     let mut words = String::new();
     for _ in 0..step {
         let (number, line) = scene.vm()?.console().wait_for(STEP, from, BOOT_TIMEOUT)?;
@@ -51,12 +49,4 @@ fn killed(scene: &mut Scene, ports: Ports, step: usize) -> Result<()> {
     let settled = Shown::of(scene, "dns")?;
     ensure!(settled.version == to && settled.only_pid().is_some(), "the same order left {settled:?}");
     ports.answer(1)
-}
-
-/// An update of DNS whose steps come to the console.
-fn order(scene: &Scene, to: &str) -> Result<()> {
-    let words = format!(
-        "SWITCHBACK_LOG=switchback::services=debug switchback --progress none update dns --to {to}; echo ORDER-ENDED $?"
-    );
-    scene.vm()?.start(&words)
 }

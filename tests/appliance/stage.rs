@@ -42,7 +42,7 @@ pub struct Rates {
 }
 
 /// What the tests ask under.
-pub const MODEST: Rates = Rates { udp: 20, tcp: 5, ntp: 5 };
+pub const MODEST: Rates = Rates { udp: 15, tcp: 3, ntp: 3 };
 
 /// Brings in an appliance, switches it on, and orders its two services once.
 pub fn serving(scene: &mut Scene) -> Result<Ports> {
@@ -121,7 +121,8 @@ impl Ports {
 
     /// Both services answer everything for so many seconds.
     pub fn answer(self, seconds: u64) -> Result<()> {
-        nothing_is_lost("a few questions", &self.load(seconds, Rates { udp: 4, tcp: 2, ntp: 2 })?.reports()?)
+        let reports = self.load(seconds, Rates { udp: 4, tcp: 2, ntp: 2 })?.reports()?;
+        reports.iter().try_for_each(|report| Counts::of(report)?.nothing_is_lost())
     }
 
     /// Waits until both services answer.
@@ -137,28 +138,54 @@ impl Ports {
     }
 }
 
-/// Prints what became of each kind of question; all that was offered was sent and answered.
-pub fn nothing_is_lost(what: &str, reports: &[Value]) -> Result<()> {
-    ensure!(!reports.is_empty(), "{what}: nothing was asked");
-    for report in reports {
+/// What became of one kind of question.
+struct Counts<'a> {
+    report: &'a Value,
+    offered: u64,
+    sent: u64,
+    answered: u64,
+    lost: u64,
+}
+
+impl Counts<'_> {
+    fn of(report: &Value) -> Result<Counts<'_>> {
         let number = |key: &str| report[key].as_u64().context("a report without numbers");
         let (offered, sent) = (number("offered")?, number("sent")?);
-        let (answered, lost) = (number("answered")?, number("lost")?);
-        let kind = report["kind"].as_str().unwrap_or_default();
+        Ok(Counts { report, offered, sent, answered: number("answered")?, lost: number("lost")? })
+    }
+
+    /// All that was offered was sent and answered.
+    fn nothing_is_lost(&self) -> Result<()> {
+        let Counts { report, offered, sent, answered, lost } = self;
+        let kind = &report["kind"];
+        ensure!(*offered > 0, "{kind}: nothing was asked");
+        ensure!(
+            (offered, offered, &0) == (sent, answered, lost),
+            "{kind}: {lost} lost: {}",
+            report["losses"]
+        );
+        Ok(())
+    }
+
+    fn print(&self, what: &str) {
+        let Counts { report, offered, sent, answered, lost } = self;
         println!(
-            "{what:32} {kind:8} offered {offered:5} sent {sent:5} answered {answered:5} lost {lost}  p50 {:.1} ms  p99 {:.1} ms  \
+            "{what:20} {:8} offered {offered:5} sent {sent:5} answered {answered:5} lost {lost}  p50 {:.1} ms  p99 {:.1} ms  \
              longest gap {:.0} ms",
+            report["kind"].as_str().unwrap_or_default(),
             report["p50"].as_f64().unwrap_or_default(),
             report["p99"].as_f64().unwrap_or_default(),
             report["gap"].as_f64().unwrap_or_default()
         );
-        ensure!(
-            (offered, offered, 0) == (sent, answered, lost) && offered > 0,
-            "{what}: {}",
-            report["losses"]
-        );
     }
-    Ok(())
+}
+
+/// Prints what became of each kind of question, and holds it to: all that was offered was sent and answered.
+pub fn nothing_is_lost(what: &str, reports: &[Value]) -> Result<()> {
+    ensure!(!reports.is_empty(), "{what}: nothing was asked");
+    let counts = reports.iter().map(Counts::of).collect::<Result<Vec<_>>>()?;
+    counts.iter().for_each(|counts| counts.print(what));
+    counts.iter().try_for_each(|counts| counts.nothing_is_lost()).context(what.to_owned())
 }
 
 /// One service as `status` shows it.
@@ -213,6 +240,17 @@ impl Shown {
             std::thread::sleep(Duration::from_millis(200));
         }
     }
+}
+
+/// A step of DNS's update on the console.
+pub const STEP: &str = r"DEBUG.*step.*service=dns";
+/// The end of the order on the console, with its exit code.
+pub const ENDED: &str = r"ORDER-ENDED (\d+)";
+
+/// Orders DNS to move, and does not wait: steps and end come to the console, the answer to a file.
+pub fn order_dns(scene: &Scene, to: &str) -> Result<()> {
+    let order = format!("switchback --json update dns --to {to} >/run/lab/answer");
+    scene.vm()?.start(&format!("SWITCHBACK_LOG=switchback::services=debug {order}; echo ORDER-ENDED $?"))
 }
 
 /// What tells one start of the machine from the next.

@@ -15,8 +15,17 @@ use crate::stage::{MODEST, Ports, nothing_is_lost, power_on, publish, wait_back}
 /// How long clients ask around each order, in seconds.
 const LOAD_SECONDS: u64 = 45;
 
-/// Tells the story; the scene shows the console.
+/// Tells the story, chapter by chapter; the scene shows the console.
 pub fn tell(scene: &mut Scene) -> Result<()> {
+    let ports = comes_up(scene)?;
+    moves(scene, ports)?;
+    leaves_a_bad_one(scene, ports)?;
+    restarts(scene, ports)?;
+    say(&format!("The end, after {} starts.", scene.boots()));
+    Ok(())
+}
+
+fn comes_up(scene: &mut Scene) -> Result<Ports> {
     say("The appliance is built: a kernel, an initramfs, a root that nobody can write.");
     Sizes::of(scene.lab())?.print()?;
     say(
@@ -29,30 +38,34 @@ pub fn tell(scene: &mut Scene) -> Result<()> {
     let ports = power_on(scene)?;
     type_in(scene, "switchback status", 0)?;
     type_in(scene, "cat /etc/passwd", 0)?;
-
     say(
         "Nothing serves yet. DNS and NTP are ordered, each once; from now on they are there after each start.",
     );
     type_in(scene, "switchback update dns", 0)?;
     type_in(scene, "switchback update ntp", 0)?;
     say("A client on the host asks DNS and NTP through the machine's network card.");
-    ports.answer(3)?;
+    nothing_is_lost("clients, all quiet", &ports.load(5, MODEST)?.reports()?)?;
+    Ok(ports)
+}
 
+fn moves(scene: &Scene, ports: Ports) -> Result<()> {
     say(
         "dnsmasq is updated while clients ask: the new slot is started beside the old one, asked, and led to.",
     );
     under_load(scene, ports, "dnsmasq-2", 0)?;
     say("And replaced by another program altogether: unbound.");
     under_load(scene, ports, "unbound-1", 0)?;
-    type_in(scene, "switchback status dns", 0)?;
+    type_in(scene, "switchback status dns", 0)
+}
 
+fn leaves_a_bad_one(scene: &Scene, ports: Ports) -> Result<()> {
     say("A bad image is ordered, signed as properly as the others: it runs and answers nothing it is asked.");
     under_load(scene, ports, "bad-1", 50)?;
     say("Clients noticed nothing; its digest is banned, and `status` says why.");
-    type_in(scene, "switchback status dns", 0)?;
-    say("Back to what served before: nothing is fetched.");
-    type_in(scene, "switchback rollback dns", 0)?;
+    type_in(scene, "switchback status dns", 0)
+}
 
+fn restarts(scene: &mut Scene, ports: Ports) -> Result<()> {
     say("The machine restarts. The services that served before serve again.");
     scene.vm()?.start("reboot")?;
     wait_back(scene, ports)?;
@@ -70,10 +83,9 @@ pub fn tell(scene: &mut Scene) -> Result<()> {
     scene.reboots("switchback --json rollback --reboot", BOOT_TIMEOUT)?;
     wait_back(scene, ports)?;
     type_in(scene, "switchback status", 0)?;
+    say("It is switched off, in order.");
     scene.vm()?.start("poweroff")?;
-    scene.wait_off()?;
-    say(&format!("The end, after {} starts.", scene.boots()));
-    Ok(())
+    scene.wait_off()
 }
 
 fn under_load(scene: &Scene, ports: Ports, to: &str, code: i32) -> Result<()> {

@@ -160,9 +160,9 @@ impl Drop for Whole {
     }
 }
 
-/// The program as a file that runs it on the lab's machine.
+/// The program that ships on devices, as a file that runs it on the lab's machine.
 fn wrapped(lab: &ServiceLab) -> std::path::PathBuf {
-    let command: Command = lab.inside(false, &tools::switchback().unwrap()).unwrap();
+    let command: Command = lab.inside(false, &tools::device_binary().unwrap()).unwrap();
     let words: Vec<String> = std::iter::once(command.get_program())
         .chain(command.get_args())
         .map(|word| format!("'{}'", word.to_string_lossy()))

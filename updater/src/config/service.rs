@@ -283,6 +283,14 @@ pub struct ServiceProbe {
     pub timeout: Duration,
 }
 
+impl ServiceProbe {
+    /// True when it asks something that only a running service answers; `listen` is the service's own.
+    pub fn asks_by_network(&self, listen: &[Listen]) -> bool {
+        let connects = self.tcp && listen.iter().any(|listen| listen.transport == Transport::Tcp);
+        self.dns.is_some() || self.ntp || self.http.is_some() || connects
+    }
+}
+
 impl Default for ServiceProbe {
     fn default() -> ServiceProbe {
         ServiceProbe {

@@ -27,7 +27,9 @@ use crate::reason::{Reason, Why};
 use crate::registry::Registry;
 
 /// On top of a probe's own time: what the daemon needs to start a service after a start of the machine.
-const STARTING: Duration = Duration::from_secs(30);
+const STARTING: Duration = Duration::from_secs(60);
+/// The shortest pause between two questions: nobody is waiting behind it, and a slow machine has other things to start.
+const PAUSE_MIN: Duration = Duration::from_secs(1);
 
 /// What `release` says of the services: its own bindings, or none.
 pub fn followed(release: &install::Release) -> Result<Followed, Failure> {
@@ -165,7 +167,7 @@ async fn becomes_well(member: &Member<'_>, slot: Slot) -> Result<(), String> {
         if passes >= probe.passes.max(1) {
             return Ok(());
         }
-        tokio::time::sleep(probe.every).await;
+        tokio::time::sleep(probe.every.max(PAUSE_MIN)).await;
     }
 }
 

@@ -296,26 +296,34 @@ impl<'a> Member<'a> {
         Ok(network::detach(self.place(slot))?)
     }
 
-    /// Asks the slot once whether it is well.
+    /// Asks the slot once whether it is well. What answers at the slot's own address runs: the runtime is asked only about one that
+    /// does not, since each time is a program that has to be started.
     pub async fn ask(&self, slot: Slot) -> Result<(), String> {
-        let runs = self.runs(slot).map_err(|error| crate::engine::chain(&error))?;
-        if !runs {
-            let words = super::runtime::last_line(&self.log(slot));
-            let why = match ran_out_of_memory(&bundle::group(self.name, slot)) {
-                true => ", for it took more memory than it is granted",
-                false => "",
-            };
-            return Err(format!("it has ended{why}; its last words: {words}"));
-        }
         let [address, _] = self.place(slot).addresses();
         let probe = &self.service.probe;
-        probe::ask(probe, &self.service.listen, address).await?;
+        let asked = probe::ask(probe, &self.service.listen, address).await;
+        if asked.is_err() || !probe.asks_by_network(&self.service.listen) {
+            self.has_not_ended(slot)?;
+        }
+        asked?;
         match probe.command.first() {
             Some(program) => self
                 .exec(slot, &probe.command, probe::PATIENCE)
                 .map_err(|words| format!("{program}: {words}")),
             None => Ok(()),
         }
+    }
+
+    fn has_not_ended(&self, slot: Slot) -> Result<(), String> {
+        if self.runs(slot).map_err(|error| crate::engine::chain(&error))? {
+            return Ok(());
+        }
+        let words = super::runtime::last_line(&self.log(slot));
+        let why = match ran_out_of_memory(&bundle::group(self.name, slot)) {
+            true => ", for it took more memory than it is granted",
+            false => "",
+        };
+        Err(format!("it has ended{why}; its last words: {words}"))
     }
 
     fn exec(&self, slot: Slot, words: &[String], patience: Duration) -> Result<(), String> {

@@ -78,7 +78,7 @@ pub struct Daemon(Child);
 impl Daemon {
     pub fn of(lab: &ServiceLab) -> Daemon {
         let mut daemon = lab.switchback(&["daemon"]).unwrap();
-        Daemon(daemon.stdin(Stdio::null()).stdout(Stdio::null()).spawn().unwrap())
+        Daemon(daemon.stdin(Stdio::null()).spawn().unwrap())
     }
 
     /// Killed; the value's end buries it.

@@ -41,8 +41,8 @@ fn comes_up(scene: &mut Scene) -> Result<Ports> {
     say(
         "Nothing serves yet. DNS and NTP are ordered, each once; from now on they are there after each start.",
     );
-    type_in(scene, "switchback update dns", 0)?;
-    type_in(scene, "switchback update ntp", 0)?;
+    type_in(scene, "switchback --progress none update dns", 0)?;
+    type_in(scene, "switchback --progress none update ntp", 0)?;
     say("A client on the host asks DNS and NTP through the machine's network card.");
     nothing_is_lost("clients, all quiet", &ports.load(5, MODEST)?.reports()?)?;
     Ok(ports)
@@ -91,7 +91,7 @@ fn restarts(scene: &mut Scene, ports: Ports) -> Result<()> {
 fn under_load(scene: &Scene, ports: Ports, to: &str, code: i32) -> Result<()> {
     let load = ports.load(LOAD_SECONDS, MODEST)?;
     std::thread::sleep(Duration::from_secs(5));
-    type_in(scene, &format!("switchback update dns --to {to}"), code)?;
+    type_in(scene, &format!("switchback --progress none update dns --to {to}"), code)?;
     nothing_is_lost(&format!("clients, dns → {to}"), &load.reports()?)
 }
 

@@ -142,7 +142,9 @@ impl ServiceLab {
             tools::program("runc", "runc")?.display(),
             self.services
         );
-        std::fs::write(self.path("config.toml"), config)?;
+        // In one step: a daemon that is just starting must not read half of it, and look after nothing.
+        std::fs::write(self.path("config.new"), config)?;
+        std::fs::rename(self.path("config.new"), self.path("config.toml"))?;
         let mut command = self.inside(false, &self.switchback)?;
         command.args(["--json", "--progress", "none", "--config"]).arg(self.path("config.toml")).args(words);
         Ok(command)

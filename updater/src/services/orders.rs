@@ -144,12 +144,15 @@ impl<'a> Services<'a> {
         }
         while !self.progress.stopped() {
             // An order in another process has the lock: it brings the services to where they belong itself.
-            if let Ok(_lock) = try_lock(&self.folder) {
-                for (name, service, watch) in &mut watches {
-                    if let Err(failure) = self.look_after(name, service, watch) {
-                        tracing::error!(service = %name, why = %failure.why, "not as it should be");
+            match try_lock(&self.folder) {
+                Ok(_lock) => {
+                    for (name, service, watch) in &mut watches {
+                        if let Err(failure) = self.look_after(name, service, watch) {
+                            tracing::error!(service = %name, why = %failure.why, "not as it should be");
+                        }
                     }
                 }
+                Err(failure) => tracing::debug!(why = %failure.why, "nothing is looked after meanwhile"),
             }
             std::thread::sleep(LOOK);
         }

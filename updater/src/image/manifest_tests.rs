@@ -5,6 +5,7 @@ use serde_json::{Value, json};
 
 use super::*;
 use crate::image::config::tests_support::example;
+use crate::image::release::ReleaseIndex;
 
 fn honest() -> OsManifest {
     let digest = |text: &str| Digest::of(text.as_bytes());
@@ -55,13 +56,15 @@ fn what_is_written_is_read_back_and_has_the_documented_bytes() {
 }
 
 #[test]
-fn the_examples_in_the_book_are_a_manifest_and_its_config() {
+fn the_examples_in_the_book_are_a_manifest_its_config_and_a_release_index() {
     let page = include_str!("../../../docs/src/registry-format.md");
     let mut examples = page.split("```json\n").skip(1).map(|rest| rest.split("```").next().unwrap());
     let manifest = OsManifest::parse(examples.next().unwrap().as_bytes()).unwrap();
     let config = OsConfig::parse(examples.next().unwrap().as_bytes()).unwrap();
     manifest.check_config(&config).unwrap();
     assert_eq!((config.version.as_str(), manifest.annotations[VERSION_ANNOTATION].as_str()), ("1.1", "1.1"));
+    let release = ReleaseIndex::parse(examples.next().unwrap().as_bytes()).unwrap();
+    assert_eq!(release.services.keys().collect::<Vec<_>>(), ["dns"]);
     assert!(config.slots[0].verity.is_some() && examples.next().is_none());
 }
 

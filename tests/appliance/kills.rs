@@ -6,8 +6,10 @@ use anyhow::{Context as _, Result, ensure};
 use switchback_tests::lab::qemu::BOOT_TIMEOUT;
 use switchback_tests::lab::scene::Scene;
 
-use crate::stage::{Ports, STEP, Shown, order_dns, serving, wait_back};
+use crate::stage::{ENDED, Ports, STEP, Shown, order_dns, serving, wait_back};
 
+/// One more than there are slots.
+const IMAGES: [&str; 3] = ["dnsmasq-1", "dnsmasq-2", "dnsmasq-3"];
 /// Fewer cannot be a whole update.
 const STEPS_MIN: usize = 6;
 
@@ -28,13 +30,17 @@ pub fn at_each_step(scene: &mut Scene) -> Result<()> {
 
 fn killed(scene: &mut Scene, ports: Ports, step: usize) -> Result<()> {
     let before = Shown::settled(scene, "dns")?;
-    let to = if before.version == "dnsmasq-1" { "dnsmasq-2" } else { "dnsmasq-1" };
+    // What a slot holds already is not installed again: an order for it would have a step less.
+    let held = Shown::held(scene, "dns")?;
+    let to = IMAGES.into_iter().find(|image| held.iter().all(|held| held != image));
+    let to = to.context("two slots hold three images")?;
     let mut from = scene.vm()?.console().len();
     order_dns(scene, to)?;
-    let mut words = String::new();
-    for _ in 0..step {
-        let (number, line) = scene.vm()?.console().wait_for(STEP, from, BOOT_TIMEOUT)?;
-        (from, words) = (number + 1, line.text);
+    let (mut words, step_or_end) = (String::new(), format!("{STEP}|{ENDED}"));
+    for number in 1..=step {
+        let (place, line) = scene.vm()?.console().wait_for(&step_or_end, from, BOOT_TIMEOUT)?;
+        ensure!(!line.text.contains("ORDER-ENDED"), "the order ended before its step {number}");
+        (from, words) = (place + 1, line.text);
     }
     scene.kill()?;
     scene.power_on()?;

@@ -83,6 +83,7 @@ pub fn publish(lab: &Lab) -> Result<()> {
     };
     dns("dnsmasq-1", DNSMASQ, &[], &dnsmasq("--address=/example.internal/192.0.2.1"))?;
     dns("dnsmasq-2", DNSMASQ, &[], &dnsmasq("--address=/example.internal/192.0.2.2"))?;
+    dns("dnsmasq-3", DNSMASQ, &[], &dnsmasq("--address=/example.internal/192.0.2.4"))?;
     dns("unbound-1", UNBOUND, &[("etc/unbound.conf", UNBOUND_CONF)], UNBOUND_COMMAND)?;
     // Runs, and knows no answer to what it is asked.
     dns("bad-1", DNSMASQ, &[], &dnsmasq("--address=/example.com/192.0.2.9"))?;
@@ -220,6 +221,13 @@ impl Shown {
             pids: [slots.first()?["pid"].as_i64(), slots.get(1)?["pid"].as_i64()],
             banned: banned.collect::<Option<_>>()?,
         })
+    }
+
+    /// The versions that the slots hold.
+    pub fn held(scene: &Scene, name: &str) -> Result<Vec<String>> {
+        let answer = scene.ask(&format!("status {name}"))?;
+        let slots = answer["services"][0]["slots"].as_array().context("a service without slots")?;
+        Ok(slots.iter().filter_map(|slot| Some(slot["release"]["version"].as_str()?.to_owned())).collect())
     }
 
     /// The process of the slot that serves, when it alone runs.

@@ -212,17 +212,27 @@ fn an_os_and_its_services_come_together_and_go_together() {
     let os = |version: &str| whole.scene.desk.reference(version);
     let ([one, two], index) = ([os("1.1"), os("1.2")], |n: usize| format!("2.{n}"));
 
+    // Before any release a service was ordered by itself: it belongs to this slot.
+    whole.lab.sign("dns-2", "os").unwrap();
+    whole.ask(&["update", "dns", "--to", &whole.lab.reference("dns-2")], 0);
+
     // A first release: the OS restarts, its services come with it, one trial judges all.
     let first = whole.publish(&index(0), &one, &[("dns", "dns-1"), ("web", "web-1")]);
     assert_eq!(whole.ask(&["check"], 0).said["release"]["digest"], first);
     assert_eq!(whole.ask(&["update", "--reboot", "--detailed-exitcode"], 2).said["outcome"], "rebooting");
-    assert_eq!(whole.serves("dns").0, "nothing", "nothing starts before the restart");
+    assert_eq!(whole.serves("web").0, "nothing", "nothing starts before the restart");
     assert_eq!(whole.power_on(), Slot::B);
     assert_eq!(whole.answers(), ["192.0.2.1", "web-1"]);
     let status = whole.ask(&["status"], 0).said;
     assert_eq!(status["slots"][1]["boot"]["state"], "good", "{status}");
     assert_eq!(status["slots"][1]["release"]["digest"], first);
     assert!(status["services"].as_array().unwrap().iter().all(|line| line["drift"].is_null()), "{status}");
+
+    whole.ask(&["rollback", "--reboot"], 0);
+    assert_eq!(whole.power_on(), Slot::A);
+    assert_eq!(whole.answers(), ["192.0.2.2", ""], "what this slot had, and no more");
+    whole.ask(&["update", "--to", "2.0", "--reboot"], 0);
+    assert_eq!(whole.power_on(), Slot::B);
 
     services_alone(&mut whole, &one);
 

@@ -113,7 +113,9 @@ pub fn settle_set(folder: &dyn StateDir, slot: Slot, follows: &Followed) -> Resu
     if is_its(&next) {
         return next.store(folder, Which::Of(slot));
     }
-    if is_its(&Set::load(folder, Which::Of(slot))?) {
+    // Services that were ordered one by one follow no release. An update of the slot would have brought a set for it, above.
+    let own = Set::load(folder, Which::Of(slot))?;
+    if is_its(&own) || (own.follows.is_none() && !own.services.is_empty()) {
         return Ok(());
     }
     let running = Set::load(folder, Which::Of(slot.other()))?;
@@ -284,6 +286,16 @@ mod tests {
         set("3").store(&folder, Which::Next).unwrap();
         settle_set(&folder, Slot::B, &followed("2")).unwrap();
         assert_eq!(served(&folder, Slot::B).unwrap(), "2", "what it had, whatever was fetched since");
+
+        let alone = Set { follows: None, ..set("0") };
+        alone.store(&folder, Which::Of(Slot::B)).unwrap();
+        settle_set(&folder, Slot::B, &followed("0")).unwrap();
+        assert_eq!(
+            Set::load(&folder, Which::Of(Slot::B)).unwrap(),
+            alone,
+            "ordered one by one when it ran there"
+        );
+        set("2").store(&folder, Which::Of(Slot::B)).unwrap();
 
         settle_set(&folder, Slot::B, &followed("4")).unwrap();
         assert_eq!(served(&folder, Slot::B).unwrap(), "1", "nothing is said of services: those that run");

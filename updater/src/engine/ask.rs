@@ -36,7 +36,7 @@ impl Engine<'_> {
             confirmed_at: self.confirmed_at(&seen),
             records_degraded: self.facts.degraded(),
             records_lost: self.records_lost(Some(seen.observation.boot)),
-            blocked_by: blockers(&seen, self.trust.as_ref().err()),
+            blocked_by: blockers(&seen, self.trusted().err()),
             next: next_sentence(&self.state.phase, &seen),
             state: phase_name(&self.state.phase, &seen),
             running_by: seen.evidence.clone(),
@@ -281,7 +281,7 @@ impl Engine<'_> {
 
     /// Fetches and verifies what `to` or the configuration names, and asks whether this machine may take it.
     fn candidate(&self, to: Option<&str>, seen: &Seen) -> Result<(Release, Box<dyn Registry>), Failure> {
-        let trust = self.trust.as_ref().map_err(Failure::clone)?;
+        let trust = self.trusted().map_err(Failure::clone)?;
         let reference = source::reference(self.config, to)?;
         let access =
             RegistryAccess { signed_unix_secs: seen.signed_unix_secs(), ..source::access(self.config) };

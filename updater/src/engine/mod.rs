@@ -94,8 +94,10 @@ pub struct Engine<'a> {
     config: &'a Config,
     progress: &'a dyn Progress,
     runtime: tokio::runtime::Runtime,
-    /// Whose signatures are believed. Without any, a machine can be looked at and not be moved.
-    trust: Result<trust::Policy, Failure>,
+    /// Whose signatures are believed. Without any, a machine can be looked at and not be moved. Boxed on both sides, so that a tag tells
+    /// them apart: laid out in place the compiler asks the overflow flag (`neg`, `seto`), and under QEMU 7.2's emulation a failed trial
+    /// then took a reference eight bytes off, and died of it more often than not (boot::failing_health_check_comes_back).
+    trust: Result<Box<trust::Policy>, Box<Failure>>,
     facts: Facts,
     state: State,
     /// Held until the end; `None` for requests that only look.
@@ -163,7 +165,7 @@ impl<'a> Engine<'a> {
             }
             false => None,
         };
-        let trust = source::policy(config, machine.root());
+        let trust = source::policy(config, machine.root()).map(Box::new).map_err(Box::new);
         let facts = match exclusive {
             true => Facts::open(machine.state_dir()),
             false => Facts::read(machine.state_dir()),
@@ -247,7 +249,12 @@ impl<'a> Engine<'a> {
 
     /// What can be seen of the machine now.
     fn observe(&self) -> Result<Seen, Failure> {
-        observe::observe(self.machine, self.trust.as_ref(), &self.facts)
+        observe::observe(self.machine, self.trusted(), &self.facts)
+    }
+
+    /// Whose signatures are believed, or why nobody's are.
+    fn trusted(&self) -> Result<&trust::Policy, &Failure> {
+        self.trust.as_deref().map_err(|failure| &**failure)
     }
 
     fn policy(&self, carry_on: bool) -> Policy {

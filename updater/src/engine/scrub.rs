@@ -25,7 +25,7 @@ impl Engine<'_> {
     /// Reads all of both slots, or of one.
     pub(super) fn scrub(&self, only: Option<Slot>) -> Result<Answer, Failure> {
         // Without keys nothing can be called sound.
-        self.trust.as_ref().map_err(Failure::clone)?;
+        self.trusted().map_err(Failure::clone)?;
         let seen = self.observe()?;
         let host = |e: crate::host::HostError| Failure::before(host_reason(&e), e);
         let disk = self.machine.disk().map_err(host)?;

@@ -48,8 +48,8 @@ pub fn returns_whole(scene: &mut Scene) -> Result<()> {
     let ports = serving(scene)?;
     let bad = publish(scene, "2.1", &BAD)?;
     let boots = scene.boots();
-    ensure!(scene.update("")? == SECOND.version, "the trial did not begin\n{}", scene.explain());
-    let running = scene.wait_ready(BOOT_TIMEOUT)?;
+    // Commands are taken once a start is judged: the trial's own start takes none.
+    let running = scene.update("")?;
     ensure!(running == FIRST.version, "the machine came back with {running}");
     serves(scene, ports, FIRST.version, "dnsmasq-1")?;
     ensure!(scene.boots() - boots == 2, "the return took {} starts", scene.boots() - boots - 1);

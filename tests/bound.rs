@@ -270,7 +270,7 @@ fn services_alone(whole: &mut Whole, os: &str) {
     let (dns, web) = (whole.serves("dns"), whole.serves("web"));
     let news = whole.publish("2.1", os, &[("dns", "dns-2"), ("web", "web-1")]);
     let planned = whole.ask(&["update", "--dry-run"], 0).said;
-    assert_eq!((&planned["outcome"], whole.serves("dns")), (&"would-update".into(), dns.clone()));
+    assert_eq!((&planned["outcome"], whole.serves("dns")), (&"would-move".into(), dns.clone()));
     let moved = whole.ask(&["update", "--detailed-exitcode"], 2).said;
     assert_eq!(
         (&moved["outcome"], &moved["services"][0]["name"]),

@@ -12,13 +12,10 @@ use crate::stage::{Shown, ordered, switched_on};
 
 const DEBIAN: Debian = Debian { version: "1.0", temper: Temper::Good, bless: Bless::Present, services: true };
 
-/// The most processor time until clients are led to the new slot, in seconds: beside systemd there is more on this machine to run.
-const WORK_MAX: f64 = 10.0;
-
 pub fn serves_and_moves(scene: &mut Scene) -> Result<()> {
     let ports = switched_on(scene, &DEBIAN, Loader::V257)?;
     ordered(scene, ports)?;
-    moves(scene, ports, "dnsmasq-2", WORK_MAX)?;
+    moves(scene, ports, "dnsmasq-2")?;
     let before = Shown::of(scene, "dns")?;
     let daemon = "systemctl show --value --property MainPID switchback-daemon.service";
     let killed = scene.run(daemon)?.ok()?;

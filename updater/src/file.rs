@@ -28,6 +28,14 @@ impl FileError {
     }
 }
 
+/// Where a program is installed. An ordinary user's PATH leaves out the folders where some distributions put `mkfs.*` and `nft`.
+pub fn program(name: &str) -> Option<PathBuf> {
+    let path = std::env::var_os("PATH").unwrap_or_else(|| "/usr/bin:/bin".into());
+    let more = ["/usr/sbin", "/sbin"].map(PathBuf::from);
+    let mut places = std::env::split_paths(&path).chain(more).map(|folder| folder.join(name));
+    places.find(|place| place.is_file())
+}
+
 /// Opens a file of a root as the booted root would see it: a symbolic link in it, absolute or climbing, must not lead to
 /// the build machine's own files.
 pub fn open_inside(root: &Path, path: &Path) -> io::Result<File> {

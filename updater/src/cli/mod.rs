@@ -35,6 +35,8 @@ use crate::reason::{Reason, Why};
 
 /// Usage errors, as sysexits.h has it.
 const EXIT_USAGE: u8 = 64;
+/// What a file for `apply` leaves whose services fail behind its OS.
+const OS_DONE: &str = "The OS is as the file says. The services before the one that failed are, too; that one serves from its image of before.";
 /// Something was changed, under `--detailed-exitcode`.
 const EXIT_CHANGED: u8 = 2;
 
@@ -164,7 +166,11 @@ fn apply(cli: &Cli, file: &Path, dry_run: bool, progress: &Display) -> Result<Ou
         // `read` refuses a file that names nothing.
         return os.ok_or_else(|| Failure::refused(Why::new(Reason::Internal, "nothing was asked for")));
     }
-    let services = service::apply(&configured(cli)?, &wanted.services, dry_run, progress)?;
+    let services = service::apply(&configured(cli)?, &wanted.services, dry_run, progress);
+    let services = services.map_err(|failure| match &os {
+        Some(os) if os.changed => Failure { untouched: OS_DONE, ..failure },
+        _ => failure,
+    })?;
     Ok(match os {
         None => services,
         Some(os) => Output {

@@ -192,6 +192,15 @@ fn update(answer: &Update, verb: &str) -> String {
         Outcome::Moved => {
             format!("{name} runs, without a restart. {} It took {:.1} s.\n", answer.detail, answer.seconds)
         }
+        Outcome::WouldMove => {
+            format!(
+                "{verb} would move to {name}, without a restart: its OS is the one that runs. {}\n",
+                answer.detail
+            )
+        }
+        Outcome::Fetched => {
+            format!("The images of {name} are here; its OS is the one that runs. {}\n", answer.detail)
+        }
         Outcome::Disarmed => {
             format!(
                 "{name} in slot {slot} is not armed any more: the next reboot stays here.\n{}\n",

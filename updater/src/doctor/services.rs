@@ -2,12 +2,11 @@
 //!
 //! Not here: how services are (`services::orders::status`). Rule: a machine without services is not asked.
 
-use std::path::PathBuf;
-
 use super::finding::{Finding, Group};
 use super::place::Seen;
 use crate::config::Config;
 use crate::engine::chain;
+use crate::file;
 use crate::services::host::Host;
 
 /// What leads clients to a slot, with the packages that bring it on Debian.
@@ -29,7 +28,7 @@ pub fn findings(seen: &Seen<'_>) -> Vec<Finding> {
     };
     let programs = PROGRAMS.map(|(name, package)| {
         let subject = Group::Services.at("service-network", name);
-        match found(name) {
+        match file::program(name) {
             Some(path) => subject.ok(path.display().to_string()),
             None => {
                 subject.problem("not installed: no service can be started", format!("Install {package}."))
@@ -48,9 +47,4 @@ fn trust(config: &Config) -> Finding {
         true => subject.ok("names whose images are taken"),
         false => subject.note(format!("no key: {} can come with a release only", names.join(", "))),
     }
-}
-
-fn found(name: &str) -> Option<PathBuf> {
-    let path = std::env::var_os("PATH").unwrap_or_else(|| "/usr/sbin:/usr/bin:/sbin:/bin".into());
-    std::env::split_paths(&path).map(|folder| folder.join(name)).find(|file| file.is_file())
 }

@@ -120,7 +120,7 @@ impl Answer {
             | Answer::Health(_) => false,
             Answer::Quarantine(answer) => answer.released.is_some(),
             Answer::Update(update) | Answer::Rollback(update) => {
-                !matches!(update.outcome, Outcome::Unchanged | Outcome::WouldUpdate)
+                !matches!(update.outcome, Outcome::Unchanged | Outcome::WouldUpdate | Outcome::WouldMove)
             }
             Answer::BootCheck(check) => check.verdict != BootVerdict::Nothing,
         }
@@ -263,6 +263,10 @@ pub enum Outcome {
     Rebooting,
     /// The OS is the same: the services moved, and nothing restarts.
     Moved,
+    /// The same, only planned.
+    WouldMove,
+    /// The same: the images are here, and nothing moved.
+    Fetched,
 }
 
 /// The answer to `update` and `rollback`.

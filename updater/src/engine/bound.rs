@@ -10,7 +10,7 @@ use switchback_partitions::slot::Slot;
 
 use super::answers::{Answer, Outcome, Reach, ServiceLine, Update};
 use super::observe::{Seen, summary};
-use super::{Engine, Failure, NOTHING_CHANGED, chain};
+use super::{Engine, Failure, chain};
 use crate::config::service::Name;
 use crate::facts::Fact;
 use crate::install::Release;
@@ -24,6 +24,10 @@ use crate::services::set::{Followed, Held, Set, Which};
 /// What a failed move of the services leaves.
 const SERVICES_BACK: &str =
     "The OS was not touched; the services that had moved were taken back to the images before.";
+
+/// The same, when one of those could not be taken back.
+const SERVICES_MIXED: &str = "The OS was not touched. Not every service that had moved could be taken back: `switchback status` shows which; \
+                              name the release before with `switchback update --to`.";
 
 impl Engine<'_> {
     /// True when `release` has the OS image that runs: nothing of it needs a restart.
@@ -96,17 +100,15 @@ impl Engine<'_> {
         let follows = follow::followed(release)?;
         if reach == Reach::DryRun {
             let names: Vec<&str> = follows.services.keys().map(Name::as_str).collect();
-            answer.outcome = Outcome::WouldUpdate;
-            answer.detail = format!(
-                "The OS is the one that runs; of {} those move that serve something else. No restart, nothing was changed.",
-                names.join(", ")
-            );
+            answer.outcome = Outcome::WouldMove;
+            answer.detail =
+                format!("Of {} those move that serve something else. Nothing was changed.", names.join(", "));
             return Ok(Answer::Update(answer));
         }
         let images = self.fetch_services(release, registry, running)?;
         if reach == Reach::Stage {
-            answer.outcome = Outcome::Staged;
-            answer.detail = "The images are here; run `switchback update` again to move the services.".into();
+            answer.outcome = Outcome::Fetched;
+            answer.detail = "Run `switchback update` again to move the services.".into();
             return Ok(Answer::Update(answer));
         }
         self.lead_services(&follows, &images, seen)?.finish(answer, began).map(Answer::Update)
@@ -141,8 +143,8 @@ impl Engine<'_> {
         };
         let mut answer = self.blank(name, running);
         if reach == Reach::DryRun {
-            answer.outcome = Outcome::WouldUpdate;
-            answer.detail = "The services would go back; no restart, nothing was changed.".into();
+            answer.outcome = Outcome::WouldMove;
+            answer.detail = "The services go back to their images of before. Nothing was changed.".into();
             return Ok(Some(Answer::Rollback(answer)));
         }
         let led = self.lead_services(before, &images, seen)?;
@@ -165,11 +167,14 @@ impl Engine<'_> {
             (None, true) => (Verdict::RolledBack, None),
             (None, false) => (Verdict::Confirmed, None),
         };
-        if is_news {
+        // A person who interrupts, or a full disk, says nothing against the release: it must not be banned for that.
+        let is_verdict = why.as_ref().is_none_or(|why| why.reason == Reason::HealthFailed);
+        if is_news && is_verdict {
             let held_back = (verdict == Verdict::RolledBack).then_some(left.release);
             self.record_services(verdict, (&follows.release, held_back), seen.observation.running, why)?;
         }
-        let failed = followings.failed.map(|failure| Failure { untouched: SERVICES_BACK, ..failure });
+        let untouched = if followings.whole { SERVICES_BACK } else { SERVICES_MIXED };
+        let failed = followings.failed.map(|failure| Failure { untouched, ..failure });
         Ok(Led { moved: followings.moved, is_news, failed })
     }
 
@@ -204,7 +209,7 @@ impl Engine<'_> {
         let outcome = lifecycle::Outcome { seq, verdict, release: Some(release.clone()), slot, why, left };
         let added = self.facts.add(&Fact::Outcome(outcome.clone()), self.machine.clock().unix_secs);
         added.map_err(|error| Failure {
-            untouched: NOTHING_CHANGED,
+            untouched: follow::MOVED_UNNOTED,
             ..Failure::before(error.reason(), error)
         })?;
         self.adopt(State { last: Some(outcome), next_seq: seq + 1, ..self.state.clone() })

@@ -5,13 +5,11 @@
 
 use std::collections::BTreeMap;
 
-use super::push::{PushError, PushEvent, PushOptions, push_container, push_release};
+use super::push::{PushError, PushEvent, PushOptions, media_type, push_container, push_release};
 use crate::digest::Digest;
-use crate::image::manifest::{
-    CREATED_ANNOTATION, Descriptor, MANIFEST_BYTES_MAX, MANIFEST_MEDIA_TYPE, VERSION_ANNOTATION,
-};
+use crate::image::manifest::{CREATED_ANNOTATION, Descriptor, VERSION_ANNOTATION};
 use crate::image::release::{INDEX_MEDIA_TYPE, ReleaseIndex, ReleaseIndexError, SERVICE_ANNOTATION};
-use crate::registry::{Registry, RegistryError};
+use crate::registry::{MANIFEST_BYTES_MAX, Registry, RegistryError};
 
 /// An image where it lies now.
 pub struct Part {
@@ -64,7 +62,8 @@ pub async fn bind(
     let entry = async |digest: Digest, annotations: &[(&str, &str)]| {
         let bytes = to.manifest(&digest, MANIFEST_BYTES_MAX).await.map_err(written)?;
         let annotations = annotations.iter().map(|(key, value)| ((*key).into(), (*value).into())).collect();
-        let media_type = media_type(&bytes);
+        // What was copied has been read as one of them.
+        let media_type = media_type(&bytes).ok_or(PushError::Container { digest })?;
         Ok::<_, BindError>(Descriptor { media_type, digest, size: bytes.len() as u64, annotations })
     };
     let BindRequest { version, created, os, services, tag } = request;
@@ -82,11 +81,4 @@ pub async fn bind(
     // As every device will read it.
     ReleaseIndex::parse(&bytes)?;
     to.push_manifest(Some(tag), INDEX_MEDIA_TYPE, &bytes).await.map_err(written)
-}
-
-/// What a manifest or index calls itself; one that does not say is a manifest of the OCI's (image-spec, manifest.md).
-fn media_type(bytes: &[u8]) -> String {
-    let value: Option<serde_json::Value> = serde_json::from_slice(bytes).ok();
-    let named = value.as_ref().and_then(|value| value["mediaType"].as_str());
-    named.unwrap_or(MANIFEST_MEDIA_TYPE).to_owned()
 }

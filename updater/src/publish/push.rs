@@ -14,7 +14,7 @@ use sha2::{Digest as _, Sha256};
 use super::inspect::{self, ReadError};
 use crate::digest::Digest;
 use crate::image::manifest::{Descriptor, MANIFEST_MEDIA_TYPE};
-use crate::image::release::{ReleaseIndex, is_release_index};
+use crate::image::release::{INDEX_MEDIA_TYPE, ReleaseIndex, is_release_index};
 use crate::registry::evidence::signature_tag;
 use crate::registry::{MANIFEST_BYTES_MAX, Registry, RegistryError};
 
@@ -194,8 +194,7 @@ impl Whole {
     /// A release: an OS image, or an index that binds one to its services.
     async fn read(from: &dyn Registry, digest: &Digest) -> Result<Whole, PushError> {
         let mut whole = Whole::default();
-        let bytes = from.manifest(digest, MANIFEST_BYTES_MAX).await;
-        let bytes = bytes.map_err(|error| unread(from, error.into()))?;
+        let bytes = Whole::document(from, digest).await?;
         if !is_release_index(&bytes) {
             whole.os(from, digest).await?;
             return Ok(whole);
@@ -207,6 +206,11 @@ impl Whole {
         }
         whole.manifests.push(bytes);
         Ok(whole)
+    }
+
+    /// A manifest or index of the source.
+    async fn document(from: &dyn Registry, digest: &Digest) -> Result<Vec<u8>, PushError> {
+        from.manifest(digest, MANIFEST_BYTES_MAX).await.map_err(|error| unread(from, error.into()))
     }
 
     async fn os(&mut self, from: &dyn Registry, digest: &Digest) -> Result<(), PushError> {
@@ -223,8 +227,7 @@ impl Whole {
         digest: &Digest,
         depth: usize,
     ) -> Result<(), PushError> {
-        let bytes = from.manifest(digest, MANIFEST_BYTES_MAX).await;
-        let bytes = bytes.map_err(|error| unread(from, error.into()))?;
+        let bytes = Whole::document(from, digest).await?;
         let wrong = || PushError::Container { digest: *digest };
         let parsed: AnyManifest = serde_json::from_slice(&bytes).map_err(|_| wrong())?;
         if depth > CONTAINER_DEPTH_MAX || parsed.manifests.len() + parsed.layers.len() > CONTAINER_PARTS_MAX {
@@ -280,6 +283,20 @@ struct AnyManifest {
     manifests: Vec<Descriptor>,
 }
 
+impl AnyManifest {
+    /// What it calls itself, or by its shape: neither has to say (OCI image-spec, manifest.md and image-index.md).
+    fn media_type(&self) -> &str {
+        let by_shape = if self.manifests.is_empty() { MANIFEST_MEDIA_TYPE } else { INDEX_MEDIA_TYPE };
+        self.media_type.as_deref().unwrap_or(by_shape)
+    }
+}
+
+/// The media type of a manifest or index; `None` for what is neither.
+pub(super) fn media_type(bytes: &[u8]) -> Option<String> {
+    let parsed: AnyManifest = serde_json::from_slice(bytes).ok()?;
+    Some(parsed.media_type().to_owned())
+}
+
 impl Copy<'_> {
     async fn blob(&mut self, blob: &Descriptor) -> Result<(), PushError> {
         if !self.done.insert(blob.digest) {
@@ -333,8 +350,7 @@ impl Copy<'_> {
         let digest = Digest::of(bytes);
         let parsed: AnyManifest =
             serde_json::from_slice(bytes).map_err(|_| PushError::Attached { digest })?;
-        let media_type = parsed.media_type.as_deref().unwrap_or(MANIFEST_MEDIA_TYPE);
-        let pushed = self.to.push_manifest(tag, media_type, bytes).await;
+        let pushed = self.to.push_manifest(tag, parsed.media_type(), bytes).await;
         pushed.map(|_| ()).map_err(|error| self.failed(digest, error))
     }
 

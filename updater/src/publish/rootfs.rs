@@ -187,7 +187,7 @@ fn hash_entry(hash: &mut Sha256, folder: &Path, path: &Path, owners: Owners) -> 
 }
 
 fn run_mkfs(folder: &Path, owners: Owners, uuid: &Uuid, image: &Path) -> Result<(), RootfsError> {
-    let tool = find_tool("mkfs.erofs").ok_or(RootfsError::NoTool)?;
+    let tool = file::program("mkfs.erofs").ok_or(RootfsError::NoTool)?;
     let mut command = Command::new(&tool);
     command.args(["--quiet", "-T0", "-U"]).arg(uuid.to_string());
     if owners == Owners::AllRoot {
@@ -206,15 +206,6 @@ fn run_mkfs(folder: &Path, owners: Owners, uuid: &Uuid, image: &Path) -> Result<
         return Err(RootfsError::Tool { folder: folder.to_owned(), status: output.status, stderr });
     }
     Ok(())
-}
-
-/// An ordinary user's PATH leaves out the folders where some distributions put `mkfs.*`.
-fn find_tool(name: &str) -> Option<PathBuf> {
-    let path = std::env::var_os("PATH").unwrap_or_default();
-    std::env::split_paths(&path)
-        .chain(["/usr/sbin".into(), "/sbin".into()])
-        .map(|dir| dir.join(name))
-        .find(|candidate| candidate.is_file())
 }
 
 /// On a machine with 16 or 64 KiB pages the tool's default block is a page, and kernels with 4 KiB pages refuse that.

@@ -31,6 +31,9 @@ const STARTING: Duration = Duration::from_secs(60);
 /// The shortest pause between two questions: nobody is waiting behind it, and a slow machine has other things to start.
 const PAUSE_MIN: Duration = Duration::from_secs(1);
 
+/// What is left when the services are the release's and only the word on it is missing.
+pub const MOVED_UNNOTED: &str = "The OS was not touched; the services serve from the release, and only the records miss it: the same order completes them.";
+
 /// What `release` says of the services: its own bindings, or none.
 pub fn followed(release: &install::Release) -> Result<Followed, Failure> {
     let named = |(name, image): (&String, &crate::image::manifest::Descriptor)| {
@@ -111,7 +114,9 @@ pub fn settle_set(folder: &dyn StateDir, slot: Slot, follows: &Followed) -> Resu
         |set: &Set| set.follows.as_ref().is_some_and(|other| other.release.digest == follows.release.digest);
     let next = Set::load(folder, Which::Next)?;
     if is_its(&next) {
-        return next.store(folder, Which::Of(slot));
+        next.store(folder, Which::Of(slot))?;
+        // Left there, a later way back to this release would begin with it and not with what the slot had last.
+        return Set::remove(folder, Which::Next);
     }
     // Services that were ordered one by one follow no release. An update of the slot would have brought a set for it, above.
     let own = Set::load(folder, Which::Of(slot))?;
@@ -175,6 +180,8 @@ async fn becomes_well(member: &Member<'_>, slot: Slot) -> Result<(), String> {
 
 /// How a move of several services ended.
 pub struct Followings {
+    /// True unless one of them failed and another could not be taken back then.
+    pub whole: bool,
     /// Each that moved.
     pub moved: Vec<ServiceMoved>,
     /// Why they went back again, when one of them failed.
@@ -193,7 +200,6 @@ impl Services<'_> {
             self.declared(name)?;
         }
         let _lock = lock(&self.folder)?;
-        let unreadable = |error: FactsError| Failure::before(error.reason(), error);
         let mut moved = Vec::new();
         for (name, image) in images {
             let (began, service) = (Instant::now(), self.declared(name)?);
@@ -203,29 +209,37 @@ impl Services<'_> {
                 Ok(_) => {}
                 Err(failure) => {
                     let why = Why::new(failure.why.reason, format!("{name}: {}", failure.why.detail));
-                    self.go_back(&moved);
-                    return Ok(Followings { moved, failed: Some(Failure { why, ..failure }) });
+                    let whole = self.go_back(&moved);
+                    return Ok(Followings { whole, moved, failed: Some(Failure { why, ..failure }) });
                 }
             }
         }
         // The services moved one by one; that all of them are the release's is one step.
-        let mut set = Set::load(&self.folder, Which::Of(self.os)).map_err(unreadable)?;
+        let unnoted = |error: FactsError| Failure {
+            untouched: MOVED_UNNOTED,
+            ..Failure::before(error.reason(), error)
+        };
+        let mut set = Set::load(&self.folder, Which::Of(self.os)).map_err(unnoted)?;
         if left.release.digest != follows.release.digest {
             set.before = Some(left);
         }
         set.follows = Some(follows.clone());
-        set.store(&self.folder, Which::Of(self.os)).map_err(unreadable)?;
+        set.store(&self.folder, Which::Of(self.os)).map_err(unnoted)?;
         self.collect()?;
-        Ok(Followings { moved, failed: None })
+        Ok(Followings { whole: true, moved, failed: None })
     }
 
-    fn go_back(&self, moved: &[ServiceMoved]) {
+    /// True when each of them serves from its image of before again.
+    fn go_back(&self, moved: &[ServiceMoved]) -> bool {
+        let mut all = true;
         for ServiceMoved { name, .. } in moved.iter().rev() {
             let back = self.declared(name).and_then(|service| self.life(name, service)?.rollback());
             if let Err(failure) = back {
                 tracing::error!(service = %name, why = %failure.why, "it could not be taken back");
+                all = false;
             }
         }
+        all
     }
 }
 
@@ -282,6 +296,7 @@ mod tests {
         set("2").store(&folder, Which::Next).unwrap();
         settle_set(&folder, Slot::B, &followed("2")).unwrap();
         assert_eq!(served(&folder, Slot::B).unwrap(), "2", "what was fetched with it");
+        assert!(!Set::exists(&folder, Which::Next), "used up");
 
         set("3").store(&folder, Which::Next).unwrap();
         settle_set(&folder, Slot::B, &followed("2")).unwrap();

@@ -82,13 +82,7 @@ pub struct Found {
 impl Runtime {
     /// The configured program, or the first that is installed. `root` is where it keeps its records; gone with a restart.
     pub fn new(program: Option<&Path>, root: &Path) -> Result<Runtime, RuntimeError> {
-        let installed = || {
-            let path = std::env::var_os("PATH").unwrap_or_else(|| "/usr/sbin:/usr/bin:/sbin:/bin".into());
-            let folders: Vec<PathBuf> = std::env::split_paths(&path).collect();
-            let mut places =
-                PROGRAMS.iter().flat_map(|name| folders.iter().map(move |folder| folder.join(name)));
-            places.find(|place| place.is_file())
-        };
+        let installed = || PROGRAMS.iter().find_map(|name| crate::file::program(name));
         let program = program.map(Path::to_owned).or_else(installed).ok_or(RuntimeError::None)?;
         Ok(Runtime { program, root: root.to_owned() })
     }

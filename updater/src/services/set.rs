@@ -147,6 +147,17 @@ impl Set {
         written.map_err(|source| FactsError::Io { doing: "writing", path: folder.path().join(&name), source })
     }
 
+    /// There is no such set afterwards.
+    pub fn remove(folder: &dyn StateDir, which: Which) -> Result<(), FactsError> {
+        let name = which.file_name();
+        let removed = folder.remove(&name);
+        removed.map_err(|source| FactsError::Io {
+            doing: "removing",
+            path: folder.path().join(&name),
+            source,
+        })
+    }
+
     /// The service's record, made with the lowest free number when there is none. None when all numbers are taken.
     pub fn record(&mut self, name: &Name) -> Option<&mut Record> {
         if !self.services.contains_key(name) {

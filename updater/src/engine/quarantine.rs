@@ -25,7 +25,7 @@ pub(crate) fn answer(facts: &Facts) -> Quarantine {
 }
 
 /// Takes the release that `name` means off the list; none, when it means none: what is not on the list need not be taken off it.
-pub(crate) fn release(facts: &mut Facts, name: &str, at: u64) -> Result<Option<Quarantined>, Failure> {
+fn release(facts: &mut Facts, name: &str, at: u64) -> Result<Option<Quarantined>, Failure> {
     let Some(released) = meant(listed(facts), name)? else { return Ok(None) };
     let added = facts.add(&Fact::Released(released.digest), at);
     added.map_err(|e| Failure::before(e.reason(), e))?;
@@ -41,7 +41,8 @@ pub(super) fn listed(facts: &Facts) -> Vec<Quarantined> {
     facts.known().quarantine.iter().map(entry).collect()
 }
 
-fn meant(listed: Vec<Quarantined>, name: &str) -> Result<Option<Quarantined>, Failure> {
+/// The entry that `name` means, a version or a digest or the beginning of one.
+pub(crate) fn meant(listed: Vec<Quarantined>, name: &str) -> Result<Option<Quarantined>, Failure> {
     let is_named = listed.iter().any(|entry| entry.version == name);
     let is_meant = |entry: &Quarantined| match is_named {
         true => entry.version == name,

@@ -115,10 +115,15 @@ pub(crate) fn newest(history: &[facts::Entry], logs: &[StartLog], limit: usize) 
     newest.iter().map(|entry| history_entry(entry, logs)).collect()
 }
 
+/// Seconds since 1970, as a time; one that cannot be is 1970 itself.
+pub(crate) fn timestamp(unix_secs: u64) -> jiff::Timestamp {
+    let at = i64::try_from(unix_secs).ok().and_then(|secs| jiff::Timestamp::from_second(secs).ok());
+    at.unwrap_or_default()
+}
+
 /// One line of history.
 fn history_entry(entry: &facts::Entry, logs: &[StartLog]) -> HistoryEntry {
-    let at = i64::try_from(entry.at_unix_secs).ok().and_then(|secs| jiff::Timestamp::from_second(secs).ok());
-    let at = at.unwrap_or_default();
+    let at = timestamp(entry.at_unix_secs);
     let outcome = match &entry.what {
         Happened::Outcome(outcome) => outcome,
         Happened::Released { digest, version } => {

@@ -12,13 +12,14 @@ use switchback_partitions::slot::Slot;
 
 use super::host::{Host, Member};
 use super::orders::{declared, lock, os_slot, own_folder};
+use super::refused::{self, Refused};
 use super::set::{Set, Which};
 use super::volume::Volumes;
 use crate::config::Config;
 use crate::config::service::Name;
-use crate::engine::answers::{History, Quarantine};
+use crate::engine::answers::{History, HistoryEntry, Quarantine, Quarantined};
 use crate::engine::{Failure, quarantine, words};
-use crate::facts::{Facts, FactsError};
+use crate::facts::{Fact, Facts, FactsError};
 use crate::host::clock::Clock;
 use crate::host::kernel::tail;
 use crate::host::state_dir::Folder;
@@ -66,14 +67,16 @@ pub struct SlotLog {
 /// `history NAME`: the newest `limit` entries.
 pub fn history(config: &Config, name: &Name, limit: usize) -> Result<ServiceHistory, Failure> {
     let service = declared(config, name)?;
-    let facts = Facts::read(&own(config, name)).map_err(unreadable)?;
+    let folder = own(config, name);
+    let facts = Facts::read(&folder).map_err(unreadable)?;
     let volumes = Volumes::of(&config.machine.data_dir);
     let failed = service.volumes.iter().map(|volume| volumes.failed(&volume.name));
+    let mut entries = words::newest(facts.history(), &[], limit);
+    entries.extend(refused::load(&folder).iter().map(not_tried));
+    entries.sort_by_key(|entry| entry.at);
+    entries.drain(..entries.len().saturating_sub(limit));
     Ok(ServiceHistory {
-        history: History {
-            entries: words::newest(facts.history(), &[], limit),
-            records_lost: facts.known().lost,
-        },
+        history: History { entries, records_lost: facts.known().lost },
         kept_volumes: failed.filter(|folder| folder.is_dir()).collect(),
     })
 }
@@ -83,12 +86,45 @@ pub fn quarantine(config: &Config, name: &Name, release: Option<&str>) -> Result
     declared(config, name)?;
     let folder = own(config, name);
     let Some(asked) = release else {
-        return Ok(quarantine::answer(&Facts::read(&folder).map_err(unreadable)?));
+        return Ok(with_refused(&folder, quarantine::answer(&Facts::read(&folder).map_err(unreadable)?)));
     };
     let _lock = lock(&Folder::new(&config.machine.state_dir))?;
     let mut facts = Facts::open(&folder).map_err(unreadable)?;
-    let released = quarantine::release(&mut facts, asked, Clock::now().unix_secs)?;
-    Ok(Quarantine { asked: Some(asked.to_owned()), released, ..quarantine::answer(&facts) })
+    let listed = with_refused(&folder, quarantine::answer(&facts)).quarantine;
+    let released = quarantine::meant(listed, asked)?;
+    if let Some(released) = &released {
+        let now = Clock::now().unix_secs;
+        facts.add(&Fact::Released(released.digest), now).map_err(unreadable)?;
+        refused::lift(&folder, &released.digest).map_err(unreadable)?;
+    }
+    let left = with_refused(&folder, quarantine::answer(&facts));
+    Ok(Quarantine { asked: Some(asked.to_owned()), released, ..left })
+}
+
+/// What failed its trial, and what was never tried.
+fn with_refused(folder: &Folder, mut answer: Quarantine) -> Quarantine {
+    let refused = refused::load(folder).into_iter().filter(|refused| refused.stands);
+    for Refused { digest, version, why, .. } in refused {
+        if answer.quarantine.iter().all(|known| known.digest != digest) {
+            answer.quarantine.push(Quarantined { digest, version, reason: why.reason });
+        }
+    }
+    answer
+}
+
+/// A refusal as a line of history.
+fn not_tried(refused: &Refused) -> HistoryEntry {
+    let Refused { at_unix_secs, digest, version, why, .. } = refused.clone();
+    HistoryEntry {
+        at: words::timestamp(at_unix_secs),
+        what: "refused".into(),
+        version,
+        digest: Some(digest),
+        slot: None,
+        reason: Some(why.reason),
+        detail: why.detail,
+        log: false,
+    }
 }
 
 /// `logs NAME`.

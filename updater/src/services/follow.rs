@@ -19,6 +19,7 @@ use crate::container::{self, ContainerRequest, Platform};
 use crate::digest::Digest;
 use crate::engine::Failure;
 use crate::facts::FactsError;
+use crate::host::priority::StepBack;
 use crate::host::state_dir::StateDir;
 use crate::install;
 use crate::lifecycle::Release;
@@ -80,6 +81,8 @@ impl Fetching<'_> {
         next.store(self.folder, Which::Next).map_err(unreadable)?;
         let store = Store::at(&self.config.machine.data_dir.join("store"));
         store.make().map_err(|error| Failure::before(Reason::WriteFailed, error))?;
+        // Unpacking takes all of a processor that a service may need for its answers.
+        let _back = StepBack::begin();
         for (name, digest) in &follows.services {
             self.progress.say(&format!("Fetching the image of the service {name}."));
             let request = self.request(name, digest);

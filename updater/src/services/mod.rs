@@ -12,6 +12,7 @@ pub mod life;
 pub mod network;
 pub mod orders;
 pub mod probe;
+pub mod refused;
 pub mod runtime;
 pub mod set;
 pub mod store;

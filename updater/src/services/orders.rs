@@ -12,6 +12,7 @@ use switchback_partitions::slot::Slot;
 
 use super::host::{Host, Member, SlotError};
 use super::life::{Done, Life, Records};
+use super::refused::{self, Refused};
 use super::set::{Held, Record, Set, Which};
 use crate::config::Config;
 use crate::config::service::{Mode, Name, Service, in_order};
@@ -20,6 +21,7 @@ use crate::digest::Digest;
 use crate::engine::source::{self, policy_of, resolve};
 use crate::engine::{Failure, chain, host_reason};
 use crate::facts::Facts;
+use crate::host::clock::Clock;
 use crate::host::lock::InstanceLock;
 use crate::host::priority::StepBack;
 use crate::host::state_dir::{Folder, StateDir};
@@ -193,53 +195,69 @@ impl<'a> Services<'a> {
 
     /// What `update` would do: true when it would move the service. Nothing is fetched but what tells that.
     pub fn plan(&self, name: &Name, to: Option<&str>) -> Result<bool, Failure> {
-        let (_, digest, _) = self.vouched(name, self.declared(name)?, to)?;
+        let service = self.declared(name)?;
+        let named = self.named(name, service, to)?;
+        self.vouch(name, service, &named)?;
         let set = Set::load(&self.folder, Which::Of(self.os)).map_err(|e| Failure::before(e.reason(), e))?;
         let serving = set.services.get(name).and_then(|record| record.held(record.serving()));
-        Ok(serving.is_none_or(|held| held.release.digest != digest))
+        Ok(serving.is_none_or(|held| held.release.digest != named.digest))
     }
 
-    /// The image, vouched for and unpacked.
+    /// The image, vouched for and unpacked. A refusal is remembered, and forgotten when the same digest is taken.
     fn fetch(&self, name: &Name, service: &Service, to: Option<&str>) -> Result<Held, Failure> {
-        let (registry, digest, tag) = self.vouched(name, service, to)?;
+        let named = self.named(name, service, to)?;
+        let taken = self.vouch(name, service, &named).and_then(|()| self.admit(service, &named));
+        let (own, digest) = (own_folder(&self.folder, name), named.digest);
+        let remembered = match &taken {
+            Ok(_) => refused::lift(&own, &digest),
+            Err(failure) if refused::is_the_images_fault(failure.why.reason) => {
+                let (at_unix_secs, version, why) = (Clock::now().unix_secs, named.tag, failure.why.clone());
+                refused::remember(&own, Refused { at_unix_secs, digest, version, why, stands: true })
+            }
+            Err(_) => Ok(()),
+        };
+        // What becomes of the order is what the person has to hear.
+        if let Err(error) = remembered {
+            tracing::warn!(service = %name, error = chain(&error), "the list of refusals could not be written");
+        }
+        taken
+    }
+
+    fn admit(&self, service: &Service, named: &Named) -> Result<Held, Failure> {
         let request = ContainerRequest {
-            digest,
+            digest: named.digest,
             platform: Platform::host(),
             bytes_max: service.image_size_max.0,
             knob: SIZE_KNOB,
         };
-        let image = self.host.store.admit(&*registry, &request, self.progress);
+        // Unpacking takes all of a processor that a service may need for its answers.
+        let _back = StepBack::begin();
+        let image = self.host.store.admit(&*named.registry, &request, self.progress);
         let image = self.runtime.block_on(image).map_err(not_taken)?;
-        Ok(held(digest, &image.config, image.digest, tag))
+        Ok(held(named.digest, &image.config, image.digest, named.tag.clone()))
     }
 
-    /// What an order names now, for which enough trusted keys vouch; with a version for an image that says none.
-    fn vouched(
-        &self,
-        name: &Name,
-        service: &Service,
-        to: Option<&str>,
-    ) -> Result<(Box<dyn Registry>, Digest, String), Failure> {
+    /// What an order names now.
+    fn named(&self, name: &Name, service: &Service, to: Option<&str>) -> Result<Named, Failure> {
         let reference = reference(name, service, to)?;
+        let registry = source::open(&reference, &source::access(self.config))?;
+        let digest: Digest = self.runtime.block_on(resolve(&*registry, &reference))?;
+        let tag = reference.tag().map_or_else(|| digest.short(), str::to_owned);
+        Ok(Named { registry, digest, tag })
+    }
+
+    /// Refuses what too few trusted keys vouch for.
+    fn vouch(&self, name: &Name, service: &Service, named: &Named) -> Result<(), Failure> {
         let policy = service.trust.as_ref().or(self.config.trust.policy.service.as_ref());
         let policy = policy.ok_or_else(|| {
             let detail = format!("neither [service.{name}.trust] nor [trust.policy.service] names a key");
             Failure::refused(Why::new(Reason::NoPolicy, detail))
         })?;
         let policy = policy_of(&policy.keys, policy.threshold)?;
-        let registry = source::open(&reference, &source::access(self.config))?;
-        // Unpacking takes all of a processor that a service may need for its answers.
-        let _back = StepBack::begin();
-        let work = async {
-            let digest = resolve(&*registry, &reference).await?;
-            let evidence = evidence::collect(&*registry, &digest).await;
-            let evidence = evidence.map_err(|e| Failure::before(registry_reason(&e), e))?;
-            trust::verify(&policy, &digest, &evidence).map_err(|e| Failure::before(trust_reason(&e), e))?;
-            Ok(digest)
-        };
-        let digest: Digest = self.runtime.block_on(work)?;
-        let tag = reference.tag().map_or_else(|| digest.short(), str::to_owned);
-        Ok((registry, digest, tag))
+        let evidence = self.runtime.block_on(evidence::collect(&*named.registry, &named.digest));
+        let evidence = evidence.map_err(|e| Failure::before(registry_reason(&e), e))?;
+        trust::verify(&policy, &named.digest, &evidence).map_err(|e| Failure::before(trust_reason(&e), e))?;
+        Ok(())
     }
 
     /// Images that no slot counts on any more.
@@ -274,6 +292,13 @@ impl<'a> Services<'a> {
             seconds: rounded(began.elapsed()),
         })
     }
+}
+
+/// What an order names: where it is, and its version where the image says none.
+struct Named {
+    registry: Box<dyn Registry>,
+    digest: Digest,
+    tag: String,
 }
 
 /// What a slot holds after it: what was ordered by `digest`, and its image. `unnamed` is its version where it does not say one.

@@ -20,10 +20,12 @@ pub const CHRONY: &[(&str, &str)] = &[("chronyd", "chrony")];
 /// No service at all.
 pub const BUSYBOX: &[(&str, &str)] = &[("busybox", "busybox-static")];
 
-/// unbound, answering every name below `example.internal`.
+/// unbound, answering every name below `example.internal`. It asks nobody: few ports to ask from spare it 65,000 calls for randomness at its
+/// start, which took five seconds under emulation.
 pub const UNBOUND_CONF: &str = "server:\n  do-daemonize: no\n  username: \"\"\n  chroot: \"\"\n  directory: \"/\"\n  \
     use-syslog: no\n  logfile: \"\"\n  pidfile: \"\"\n  interface: 0.0.0.0\n  interface: ::0\n  \
     access-control: 0.0.0.0/0 allow\n  access-control: ::0/0 allow\n  incoming-num-tcp: 200\n  \
+    outgoing-port-avoid: 0-65535\n  outgoing-port-permit: 40000-40255\n  outgoing-range: 64\n  \
     local-zone: \"example.internal.\" redirect\n  local-data: \"example.internal. A 192.0.2.3\"\n  \
     module-config: \"iterator\"\nremote-control:\n  control-enable: no\n";
 /// unbound with that file at `/etc/unbound.conf`.

@@ -9,7 +9,7 @@ use switchback_tests::lab::scene::Scene;
 use crate::stage::{FIRST, Shown, boot_id, serving, wait_back};
 
 /// The supervisor's process.
-const SUPERVISOR: &str = "for p in /proc/[0-9]*; do [ \"$(tr '\\0' ' ' <$p/cmdline)\" != 'switchback daemon ' ] || echo ${p#/proc/}; done";
+const SUPERVISOR: &str = "for p in /proc/[0-9]*; do [ \"$(tr '\\0' ' ' <$p/cmdline)\" != 'switchback daemon ' ] || echo ${p#/proc/}; done 2>/dev/null";
 /// How soon it is there again.
 const PATIENCE: Duration = Duration::from_secs(30);
 

@@ -5,12 +5,13 @@ use std::process::Command;
 
 use switchback::init::{ON_TRIAL, keeper};
 
-const UNITS: [&str; 5] = [
+const UNITS: [&str; 6] = [
     "switchback-boot-check.service",
     "switchback-trial-deadline.service",
     "switchback-trial-deadline.timer",
     "switchback-verify.service",
     "switchback-verify.timer",
+    "switchback-daemon.service",
 ];
 
 fn unit(name: &str) -> String {
@@ -49,6 +50,13 @@ fn the_units_look_at_the_files_that_the_program_writes() {
     assert!(switchback::init::cmdline::DEADLINE_DEFAULT >= inside, "the outer deadline cuts off no check");
     let minutes = switchback::init::cmdline::DEADLINE_DEFAULT.as_secs() / 60;
     assert!(timer.contains(&format!("OnBootSec={minutes}min\n")), "one deadline with and without systemd");
+}
+
+#[test]
+fn the_cables_that_networkd_leaves_alone_are_ours() {
+    let network = unit("10-switchback-cables.network");
+    assert!(network.contains(&format!("Name={}*\n", switchback::services::network::CABLE)));
+    assert!(network.contains("Unmanaged=yes\n"));
 }
 
 #[test]

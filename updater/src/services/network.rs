@@ -22,8 +22,8 @@ const NET_6: [u16; 3] = [0xfd5b, 0x7769, 0x7463];
 const TABLE: &str = "switchback";
 /// The maps, for IPv4 and IPv6: transport and port → address.
 const MAPS: [&str; 2] = ["to4", "to6"];
-/// The machine's ends of all virtual cables begin with it.
-const CABLE: &str = "sb";
+/// The machine's ends of all virtual cables begin with it; `units/10-switchback-cables.network` says so, too.
+pub const CABLE: &str = "sb";
 /// The link-local addresses of a cable's ends. Made by the kernel, one is on probation for a second or two (RFC 4862, 5.4), and until then
 /// the machine does not ask who has a slot's IPv6 address: a slot that is led to earlier lost the first questions by IPv6.
 const LINK_ENDS: [&str; 2] = ["fe80::1", "fe80::2"];

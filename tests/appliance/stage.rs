@@ -63,14 +63,22 @@ pub fn ordered(scene: &Scene, ports: Ports) -> Result<()> {
 
 /// Brings in an appliance without services and switches it on.
 pub fn power_on(scene: &mut Scene) -> Result<Ports> {
-    switched_on(scene, &FIRST, Loader::V252)
+    switched_on(scene, &FIRST, Loader::V252, false)
 }
 
 /// Brings in a machine with this release and switches it on; its ports are on the host's loopback.
-pub fn switched_on(scene: &mut Scene, release: &dyn Release, loader: Loader) -> Result<Ports> {
+pub fn switched_on(
+    scene: &mut Scene,
+    release: &dyn Release,
+    loader: Loader,
+    two_processors: bool,
+) -> Result<Ports> {
     scene.bring(|disk, lab| lab.disk(release, loader, disk))?;
     let ports = Ports { dns: free_port()?, ntp: free_port()? };
-    scene.rebuild(|hardware| hardware.forwards = ports.forwards())?;
+    scene.rebuild(|hardware| {
+        hardware.forwards = ports.forwards();
+        hardware.two_processors = two_processors;
+    })?;
     scene.power_on()?;
     scene.expect_ready(release.version())?;
     Ok(ports)

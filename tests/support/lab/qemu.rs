@@ -42,6 +42,8 @@ pub struct Hardware {
     pub serial_number: String,
     /// Ports of the host's loopback that lead to ports of the guest.
     pub forwards: Vec<Forward>,
+    /// Two processors in place of one.
+    pub two_processors: bool,
 }
 
 /// A port of the host's loopback that leads to one of the guest.
@@ -132,7 +134,8 @@ impl Machine {
         };
         // Without `-cx16`, kernel 6.12 under this QEMU's emulation crashes in one boot of five.
         add("-nodefaults -no-user-config -display none -machine q35 -accel tcg,thread=multi");
-        add("-cpu Nehalem,-cx16 -smp 1 -m 512");
+        add("-cpu Nehalem,-cx16 -m 512");
+        add(if self.hardware.two_processors { "-smp 2" } else { "-smp 1" });
         add("-chardev stdio,id=console,signal=off -serial chardev:console");
         add("-serial chardev:commands -device virtio-net-pci,netdev=n0,romfile=");
         // `bootindex`: else a changed device path ends in the firmware's shell, which waits for ever.

@@ -65,6 +65,10 @@ appliance-tour: appliance-parts  ## the appliance in QEMU, from switched off to 
 appliance-test: appliance-parts  ## the appliance moved, killed and restarted while clients ask; needs root
 	cargo test --locked -q -p switchback-tests --test appliance
 
+pay-once: lab-parts  ## an install of 1 GiB, killed twenty times: the bytes that are fetched in all
+	cargo build --locked -p switchback
+	cargo test --locked -p switchback-tests --test pay_once -- --nocapture
+
 boot-test: lab  ## every scenario of the boot lab
 	cargo test --locked -q -p switchback-tests --test boot -- --all
 
@@ -81,16 +85,19 @@ power-cut-mutants: build  ## single flushes taken out of the updater, and whethe
 boot-replay: lab  ## power cuts at the flushes of a recorded update: every disk read, a sample booted
 	cargo test --locked -q -p switchback-tests --test boot_replay
 
-test-all: test check power-cut-selftest boot-test boot-replay appliance-test deb-test  ## all of the above, and the checks
+test-all: test check power-cut-selftest boot-test boot-replay appliance-test pay-once deb-test  ## all of the above, and the checks
 
 check:          ## format, lints, licences, the repository's own rules
 	cargo fmt --all --check
 	cargo clippy --locked --workspace --all-targets -- -D warnings
-	cargo clippy --locked -p switchback-tests --test boot_replay --test package --test services --test bound --test appliance -- -D warnings
+	cargo clippy --locked -p switchback-tests --test boot_replay --test package --test services --test bound --test appliance --test pay_once -- -D warnings
 	cargo test --locked -q -p switchback-tests --test tidy
 	@if command -v cargo-deny >/dev/null; then cargo deny check bans licenses sources; \
 	else echo "check: cargo-deny is not installed, so licences and bans went unchecked: cargo install cargo-deny"; fi
 
-bench: lab-parts  ## a full install against the plain limit: time, processor, memory, as ratios
+bench: lab-parts  ## installs and updates against the plain limit and against others: bytes, time, processor, memory; under 40 minutes
+	tests/bench/tools
 	cargo build --locked --release -p switchback
 	tests/bench/install
+	tests/bench/update
+	tests/bench/growth

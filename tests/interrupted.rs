@@ -44,6 +44,7 @@ fn stage_of(noise_bytes: u64, root_bytes: u64) -> Stage {
     let line = SlowLine::to(&registry.host(), FAST).unwrap();
     for (version, noise_bytes, bytes) in [("1.0", MIB, 4 * MIB), ("1.1", noise_bytes, root_bytes)] {
         let image = scene.desk.path("root.img");
+        scene.desk.boot_files(noise_bytes).unwrap();
         std::fs::write(&image, noise(noise_bytes, noise_bytes as usize)).unwrap();
         std::fs::File::options().write(true).open(&image).unwrap().set_len(bytes).unwrap();
         scene.desk.build_partition(version, "root.img", &["--foreign"]).unwrap();

@@ -1,72 +1,20 @@
 //! The registry client against a real registry, and against a server that does what registries, caches and bad lines do.
-#![expect(clippy::unwrap_used, reason = "a test fails by panicking, in its helpers too")]
 
-use std::ops::Range;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::Command;
 use std::time::{Duration, Instant};
 
-use futures_util::StreamExt as _;
 use switchback::digest::Digest;
 use switchback::registry::http::HttpRegistry;
 use switchback::registry::{
-    Descriptor, MANIFEST_MEDIA_TYPE, Patience, Registry as _, RegistryAccess, RegistryError, describe, open,
+    Descriptor, MANIFEST_MEDIA_TYPE, Registry as _, RegistryAccess, RegistryError, describe, open,
 };
 use switchback_tests::certificates::Certificates;
 use switchback_tests::faults::{FaultServer, Reply, Request};
+use switchback_tests::fetching::{PASSWORD, auth_file, blob, client, content, hasty, read};
 use switchback_tests::lab::registry::Registry;
 use switchback_tests::lab::tools;
 use switchback_tests::signers::repository;
-
-fn content(bytes: usize) -> Vec<u8> {
-    (0..bytes).map(|n| (n * 7 + n / 251) as u8).collect()
-}
-
-fn blob(content: &[u8]) -> Descriptor {
-    describe("application/octet-stream", Digest::of(content), content.len() as u64)
-}
-
-/// Gives up early, so that a test of giving up is short.
-fn hasty() -> Patience {
-    Patience {
-        connect: Duration::from_secs(2),
-        silence: Duration::from_millis(300),
-        pace_window: Duration::from_millis(500),
-        pace_bytes: 10_000,
-        attempts: 4,
-        first_delay: Duration::from_millis(10),
-        longest_delay: Duration::from_millis(40),
-    }
-}
-
-fn client(servers: &[&FaultServer], auth_file: Option<&Path>) -> HttpRegistry {
-    let access = RegistryAccess {
-        plain_http: servers.iter().map(|server| server.host().to_owned()).collect(),
-        auth_file: auth_file.map(Into::into),
-        patience: hasty(),
-        ..RegistryAccess::default()
-    };
-    HttpRegistry::new(servers[0].host(), "os", access).unwrap()
-}
-
-async fn read(at: &HttpRegistry, blob: &Descriptor, range: Range<u64>) -> Result<Vec<u8>, RegistryError> {
-    let mut stream = at.blob_range(blob, range).await?;
-    let mut bytes = Vec::new();
-    while let Some(piece) = stream.next().await {
-        bytes.extend_from_slice(&piece?);
-    }
-    Ok(bytes)
-}
-
-fn auth_file(folder: &Path, host: &str) -> PathBuf {
-    let file = folder.join("config.json");
-    // `dXNlcjpzZWNyZXQ=` is `user:secret`.
-    let auths = serde_json::json!({"auths": {host: {"auth": "dXNlcjpzZWNyZXQ="}}});
-    std::fs::write(&file, auths.to_string()).unwrap();
-    file
-}
-
-const PASSWORD: &str = "Basic dXNlcjpzZWNyZXQ=";
 
 #[tokio::test]
 async fn what_is_pushed_to_a_real_registry_is_read_back_whole_and_in_ranges() {
@@ -221,7 +169,7 @@ async fn an_answer_with_other_bytes_than_the_wanted_ones_is_refused() {
     let content = content(1000);
     let blob = blob(&content);
     for (reply, why) in [
-        (Reply::new(206, &content[100..200]), "`nothing`"),
+        (Reply::new(206, &content[100..150]), "`nothing`"),
         (Reply::new(206, &content[..100]).with("Content-Range", "bytes 0-99/1000"), "bytes 0-99/1000"),
         (Reply::new(206, &content[100..200]).with("Content-Range", "bytes 100-199/2000"), "/2000"),
         (Reply::new(206, &content[100..150]).with("Content-Range", "bytes 100-149/1000"), "100-149"),

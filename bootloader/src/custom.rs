@@ -15,6 +15,7 @@
 //! that the slot goes on trial and, after `set-state bad`, that it is empty; it is gone once a trial is decided.
 //! Not here: counting. A trial reads as the tries that were asked for. Rule: the script's word goes before the record's.
 
+use std::io;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
@@ -25,7 +26,7 @@ use switchback_partitions::slot::Slot;
 use crate::boot_state::{BootState, Change, SlotBoot};
 use crate::command::{self, Failure};
 use crate::esp::EspDir;
-use crate::record::{BootError, BootFile, BootFiles, Bootloader};
+use crate::record::{BootError, BootFile, BootFileKind, BootFiles, Bootloader};
 use crate::slot_files::{self, Room, at};
 
 /// How long a board script may take unless configured otherwise.
@@ -250,6 +251,16 @@ impl Bootloader for Custom {
 
     fn passport(&self, slot: Slot, name: &str, limit: u64) -> Result<Option<Vec<u8>>, BootError> {
         slot_files::passport(&*self.files, slot, name, limit)
+    }
+
+    fn copy_file(
+        &self,
+        slot: Slot,
+        kind: BootFileKind,
+        limit: u64,
+        sink: &mut dyn io::Write,
+    ) -> Result<Option<u64>, BootError> {
+        slot_files::copy(&*self.files, slot, kind.file_name(), limit, sink)
     }
 }
 

@@ -109,6 +109,17 @@ pub trait Bootloader: Send + Sync {
     /// A document of the slot's passport, or `None` when the slot has none of that name. One of more than `limit`
     /// bytes is an error.
     fn passport(&self, slot: Slot, name: &str, limit: u64) -> Result<Option<Vec<u8>>, BootError>;
+
+    /// Copies a boot file of the slot into `sink` and gives its length; `None` when the slot has none of that kind. One of
+    /// more than `limit` bytes is an error. What the bytes are worth is for the caller to find out: a release whose kernel
+    /// the other slot has need not fetch it again.
+    fn copy_file(
+        &self,
+        slot: Slot,
+        kind: BootFileKind,
+        limit: u64,
+        sink: &mut dyn io::Write,
+    ) -> Result<Option<u64>, BootError>;
 }
 
 /// Why a backend could not do what it was asked.

@@ -125,8 +125,20 @@ pub fn forget(esp: &dyn EspDir, slot: Slot) -> Result<(), BootError> {
 
 /// A document of the slot's passport; `None` when it is not there.
 pub fn passport(esp: &dyn EspDir, slot: Slot, name: &str, limit: u64) -> Result<Option<Vec<u8>>, BootError> {
+    let mut bytes = Vec::new();
+    Ok(copy(esp, slot, name, limit, &mut bytes)?.map(|_| bytes))
+}
+
+/// Copies a file of the slot's folder into `sink`; `None` when it is not there.
+pub fn copy(
+    esp: &dyn EspDir,
+    slot: Slot,
+    name: &str,
+    limit: u64,
+    sink: &mut dyn io::Write,
+) -> Result<Option<u64>, BootError> {
     let path = path(slot, name);
-    match esp.read(&path, limit) {
+    match esp.read_into(&path, limit, sink) {
         Ok(bytes) => Ok(Some(bytes)),
         Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(None),
         Err(e) => Err(at("reading", &path)(e)),

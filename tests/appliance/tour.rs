@@ -81,7 +81,7 @@ fn restarts(scene: &mut Scene, ports: Ports) -> Result<()> {
     type_in(scene, "switchback status", 0)?;
     say("The rollback of everything: OS and services are what they were.");
     scene.reboots("switchback --json rollback --reboot", BOOT_TIMEOUT)?;
-    wait_back(scene, ports)?;
+    ports.wait_for_answers()?;
     type_in(scene, "switchback status", 0)?;
     say("It is switched off, in order.");
     scene.vm()?.start("poweroff")?;

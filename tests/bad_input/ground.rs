@@ -62,6 +62,9 @@ impl Ground {
         for (version, security, healthy) in
             [("1.0", "1", true), ("1.1", "2", true), ("1.2", "2", false), ("1.3", "2", true)]
         {
+            if version == "1.3" {
+                scene.desk.boot_files(30).unwrap();
+            }
             build(&scene, version, healthy, &["--security-version", security]);
             scene.desk.sign(&scene.desk.reference(version), &[]).unwrap();
         }

@@ -24,10 +24,22 @@ pub struct Request {
 }
 
 impl Request {
+    /// `GET`, `HEAD`, …
+    pub fn method(&self) -> &str {
+        self.head.split_whitespace().next().unwrap_or_default()
+    }
+
     /// The value of a header.
     pub fn header(&self, name: &str) -> Option<&str> {
         let mut lines = self.head.lines().filter_map(|line| line.split_once(':'));
         lines.find(|(key, _)| key.eq_ignore_ascii_case(name)).map(|(_, value)| value.trim())
+    }
+
+    /// The same request as one who knows no ranges hears it.
+    pub fn without_range(&self) -> Request {
+        let is_range = |line: &&str| line.to_ascii_lowercase().starts_with("range:");
+        let kept: Vec<&str> = self.head.lines().filter(|line| !is_range(line)).collect();
+        Request { head: kept.join("\r\n"), ..self.clone() }
     }
 
     /// The closed range that is asked for.
@@ -43,6 +55,8 @@ pub struct Reply {
     status: u16,
     headers: Vec<(String, String)>,
     body: Body,
+    /// False: it closes all the same, without having said so.
+    says_close: bool,
 }
 
 #[derive(Debug, Clone)]
@@ -51,6 +65,8 @@ enum Body {
     Whole(Vec<u8>),
     /// The announced length is larger: the connection breaks after these bytes.
     Broken { bytes: Vec<u8>, announced: usize },
+    /// In chunks, whose sum nobody announces; `ended` as HTTP wants it, or by the end of the connection.
+    Chunked { bytes: Vec<u8>, ended: bool },
     /// These bytes without any announced length, again and again.
     Endless(Vec<u8>),
     /// One byte at a time.
@@ -62,7 +78,7 @@ enum Body {
 impl Reply {
     /// A whole answer.
     pub fn new(status: u16, body: impl Into<Vec<u8>>) -> Reply {
-        Reply { status, headers: Vec::new(), body: Body::Whole(body.into()) }
+        Reply { status, headers: Vec::new(), body: Body::Whole(body.into()), says_close: true }
     }
 
     /// `200` or `206` as a good server answers: the range that was asked for, else everything.
@@ -82,12 +98,51 @@ impl Reply {
         self
     }
 
+    /// Without a header.
+    pub fn without(mut self, name: &str) -> Reply {
+        self.headers.retain(|(key, _)| !key.eq_ignore_ascii_case(name));
+        self
+    }
+
+    /// How long the body is, where that is announced.
+    pub fn body_bytes(&self) -> usize {
+        match &self.body {
+            Body::Whole(bytes) => bytes.len(),
+            _ => 0,
+        }
+    }
+
+    /// As long as before, and not one byte of the body is right.
+    pub fn spoilt(self) -> Reply {
+        let Body::Whole(mut bytes) = self.body else { return self };
+        bytes.iter_mut().for_each(|byte| *byte ^= 0x5a);
+        Reply { body: Body::Whole(bytes), ..self }
+    }
+
     /// The connection breaks after `count` bytes of the body.
     pub fn broken_after(self, count: usize) -> Reply {
         let Body::Whole(mut bytes) = self.body.clone() else { return self };
         let announced = bytes.len();
         bytes.truncate(count);
         Reply { body: Body::Broken { bytes, announced }, ..self }
+    }
+
+    /// The body comes in chunks without a length.
+    pub fn chunked(self) -> Reply {
+        let Body::Whole(bytes) = self.body else { return self };
+        Reply { body: Body::Chunked { bytes, ended: true }, ..self }
+    }
+
+    /// The same, and the connection ends after `count` bytes, before the last chunk.
+    pub fn chunked_broken_after(self, count: usize) -> Reply {
+        let Body::Whole(mut bytes) = self.body else { return self };
+        bytes.truncate(count);
+        Reply { body: Body::Chunked { bytes, ended: false }, ..self }
+    }
+
+    /// The connection is closed after the answer, and the answer does not say so: the next request may be sent into the void.
+    pub fn closes_unsaid(self) -> Reply {
+        Reply { says_close: false, ..self }
     }
 
     /// The body repeats and never ends.
@@ -104,7 +159,7 @@ impl Reply {
 
     /// No answer.
     pub fn silence() -> Reply {
-        Reply { status: 0, headers: Vec::new(), body: Body::Silence }
+        Reply { body: Body::Silence, ..Reply::new(0, "") }
     }
 }
 
@@ -187,9 +242,15 @@ async fn send(stream: &mut TcpStream, reply: Reply) -> Result<()> {
         }
         Body::Whole(bytes) | Body::Drip { bytes, .. } => Some(bytes.len()),
         Body::Broken { announced, .. } => Some(*announced),
-        Body::Endless(_) => None,
+        Body::Endless(_) | Body::Chunked { .. } => None,
     };
-    let mut head = format!("HTTP/1.1 {} x\r\nConnection: close\r\n", reply.status);
+    let mut head = format!("HTTP/1.1 {} x\r\n", reply.status);
+    if reply.says_close {
+        head.push_str("Connection: close\r\n");
+    }
+    if let Body::Chunked { .. } = reply.body {
+        head.push_str("Transfer-Encoding: chunked\r\n");
+    }
     for (name, value) in &reply.headers {
         head.push_str(&format!("{name}: {value}\r\n"));
     }
@@ -199,6 +260,16 @@ async fn send(stream: &mut TcpStream, reply: Reply) -> Result<()> {
     stream.write_all(format!("{head}\r\n").as_bytes()).await?;
     match reply.body {
         Body::Whole(bytes) | Body::Broken { bytes, .. } => stream.write_all(&bytes).await?,
+        Body::Chunked { bytes, ended } => {
+            for piece in bytes.chunks(4000) {
+                stream.write_all(format!("{:x}\r\n", piece.len()).as_bytes()).await?;
+                stream.write_all(piece).await?;
+                stream.write_all(b"\r\n").await?;
+            }
+            if ended {
+                stream.write_all(b"0\r\n\r\n").await?;
+            }
+        }
         Body::Endless(bytes) => loop {
             stream.write_all(&bytes).await?;
         },

@@ -3,6 +3,7 @@
 pub mod certificates;
 pub mod disk_shot;
 pub mod faults;
+pub mod fetching;
 pub mod forge;
 pub mod lab;
 pub mod machine;

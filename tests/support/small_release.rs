@@ -34,13 +34,20 @@ impl Desk {
     /// A desk in `folder` that uses the program at `switchback`.
     pub fn new(folder: &Path, switchback: &Path) -> Result<Desk> {
         std::fs::create_dir_all(folder)?;
-        std::fs::write(folder.join("vmlinuz"), sample(Machine::host(), &noise(1, 3 << 20)))?;
-        std::fs::write(folder.join("initrd"), noise(2, 2 << 20))?;
         std::fs::write(
             folder.join("loader.efi"),
             sample(Machine::host(), b"a loader for the simulated firmware"),
         )?;
-        Ok(Desk { folder: folder.to_path_buf(), switchback: switchback.to_path_buf() })
+        let desk = Desk { folder: folder.to_path_buf(), switchback: switchback.to_path_buf() };
+        desk.boot_files(1)?;
+        Ok(desk)
+    }
+
+    /// Kernel and initramfs of what is built from now on, 5 MiB that no earlier `seed` gave: a machine that has them in its
+    /// other slot does not fetch them.
+    pub fn boot_files(&self, seed: u64) -> Result<()> {
+        std::fs::write(self.path("vmlinuz"), sample(Machine::host(), &noise(seed, 3 << 20)))?;
+        Ok(std::fs::write(self.path("initrd"), noise(seed + 1, 2 << 20))?)
     }
 
     /// A path on the desk.

@@ -29,6 +29,10 @@ pub enum Phase {
     Chunk,
     /// The author's side: copying a release.
     Push,
+    /// The author's side: unpacking a release that a patch is made of.
+    Unpack,
+    /// The author's side: making a patch.
+    Patch,
 }
 
 /// Listens to long work. All calls may come from several threads.

@@ -110,6 +110,9 @@ reasons! {
     CorruptChunk "corrupt-chunk" 35
         "A piece of the image does not have the bytes that its digest promises; it was not written."
         "Try again; if it repeats, the registry or a cache before it is damaged."
+    OverBudget "over-budget" 36
+        "The update would fetch more bytes than its budget allows, or has done so."
+        "Change `budget` under [source], or bring the release another way, as on a stick: `switchback update --to oci:FOLDER:TAG`; what is in the slot already is kept."
 
     // 40–49: writing and arming.
     WriteFailed "write-failed" 40

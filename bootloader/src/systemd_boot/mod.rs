@@ -12,6 +12,7 @@
 //! entries and files of others are never touched; a plain and a counted name of one id never both remain; a change
 //! of one slot never touches the other slot's entries or files.
 
+use std::io;
 use std::sync::Arc;
 
 use switchback_partitions::slot::Slot;
@@ -301,6 +302,16 @@ impl Bootloader for SystemdBoot {
 
     fn passport(&self, slot: Slot, name: &str, limit: u64) -> Result<Option<Vec<u8>>, BootError> {
         slot_files::passport(&*self.esp, slot, name, limit)
+    }
+
+    fn copy_file(
+        &self,
+        slot: Slot,
+        kind: BootFileKind,
+        limit: u64,
+        sink: &mut dyn io::Write,
+    ) -> Result<Option<u64>, BootError> {
+        slot_files::copy(&*self.esp, slot, kind.file_name(), limit, sink)
     }
 }
 

@@ -8,6 +8,7 @@ mod boot_files;
 pub mod containers;
 pub mod debian;
 pub mod fixtures;
+pub mod nginx;
 pub mod qemu;
 pub mod rebuilt;
 pub mod registry;

@@ -4,7 +4,7 @@
 
 use std::fs::File;
 use std::net::TcpListener;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Stdio};
 use std::time::{Duration, Instant};
 
@@ -13,12 +13,15 @@ use anyhow::{Context as _, Result, ensure};
 use super::tools;
 
 const START_TIMEOUT: Duration = Duration::from_secs(60);
+/// A log that did not grow for so long is complete.
+const SETTLE_TIME: Duration = Duration::from_millis(300);
 
 /// A running registry, plain HTTP.
 #[derive(Debug)]
 pub struct Registry {
     child: Child,
     port: u16,
+    log: PathBuf,
 }
 
 impl Registry {
@@ -48,9 +51,23 @@ impl Registry {
         let mut command = tools::dies_with_us(&server)?;
         command.arg("serve").arg(&config).stdin(Stdio::null()).stdout(out.try_clone()?).stderr(out);
         let child = command.spawn().with_context(|| format!("while starting {command:?}"))?;
-        let mut registry = Registry { child, port };
-        registry.wait(&log)?;
+        let mut registry = Registry { child, port, log };
+        registry.wait()?;
         Ok(registry)
+    }
+
+    /// How often it was asked for a path of which this is a part, and how many bytes of body it sent for that: by its access
+    /// log, so nobody's count but its own.
+    pub fn served(&self, part: &str) -> Result<(u64, u64)> {
+        let log = self.settled_log()?;
+        // `HOST - - [TIME] "GET PATH HTTP/1.1" STATUS BYTES "REFERRER" "AGENT"`
+        let asked = log.lines().filter_map(|line| line.split_once("\"GET ")).filter_map(|(_, rest)| {
+            let mut words = rest.split_whitespace();
+            let path = words.next().filter(|path| path.contains(part))?;
+            let bytes: u64 = words.nth(2)?.parse().ok()?;
+            Some((path, bytes))
+        });
+        Ok(asked.fold((0, 0), |(count, sum), (_, bytes)| (count + 1, sum + bytes)))
     }
 
     /// As the host reaches it.
@@ -63,10 +80,23 @@ impl Registry {
         self.port
     }
 
-    fn wait(&mut self, log: &Path) -> Result<()> {
+    /// The log once nothing is added to it any more: an answer is written down after the client has all of it.
+    fn settled_log(&self) -> Result<String> {
+        let mut log = std::fs::read_to_string(&self.log)?;
+        loop {
+            std::thread::sleep(SETTLE_TIME);
+            let later = std::fs::read_to_string(&self.log)?;
+            if later.len() == log.len() {
+                return Ok(log);
+            }
+            log = later;
+        }
+    }
+
+    fn wait(&mut self) -> Result<()> {
         let deadline = Instant::now() + START_TIMEOUT;
         loop {
-            let said = std::fs::read_to_string(log).unwrap_or_default();
+            let said = std::fs::read_to_string(&self.log).unwrap_or_default();
             ensure!(self.child.try_wait()?.is_none(), "the registry ended:\n{said}");
             if said.contains("listening on 127.0.0.1:") {
                 return Ok(());

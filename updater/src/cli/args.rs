@@ -319,6 +319,9 @@ pub enum ImageVerb {
     /// Show what a release is made of and who signed it
     #[command(after_help = help::IMAGE_INSPECT)]
     Inspect(InspectArgs),
+    /// Show what an update from one release to another would fetch and write
+    #[command(after_help = help::IMAGE_DIFF)]
+    Diff(DiffArgs),
     /// Make a key pair for signing releases
     #[command(after_help = help::IMAGE_KEYGEN)]
     Keygen {
@@ -413,13 +416,20 @@ pub struct BuildArgs {
     /// Compression level of the chunks, 1 to 19
     #[arg(long, default_value_t = 19, value_parser = clap::value_parser!(i32).range(1..=19))]
     pub level: i32,
+    /// An earlier release: chunks that it has and chunks that it lacks do not share frames, so that an update from it fetches less, and
+    /// unchanged files of a root folder lie where the first one has them, so that it writes less; may be given several times
+    #[arg(long, value_name = "RELEASE")]
+    pub like: Vec<Reference>,
+    /// Leave packed kernel modules (.ko.xz and the like) as they are; plain ones make smaller updates
+    #[arg(long)]
+    pub keep_compressed_modules: bool,
     /// Accept a root without the updater's contract file
     #[arg(long)]
     pub foreign: bool,
     /// Where the release goes: `oci:FOLDER[:TAG]`; the tag defaults to the version
     #[arg(long, value_name = "oci:FOLDER")]
     pub output: Reference,
-    /// How the container image's registry is reached.
+    /// How the registries of container image and earlier releases are reached.
     #[command(flatten)]
     pub registry: RegistryArgs,
 }
@@ -481,6 +491,22 @@ pub struct PushArgs {
     /// Copy the signatures and whatever else is attached too
     #[arg(long)]
     pub with_signatures: bool,
+    /// An earlier release: make a patch from it and attach it at the destination; may be given several times
+    #[arg(long, value_name = "RELEASE")]
+    pub patch_from: Vec<Reference>,
+    /// How the registries are reached.
+    #[command(flatten)]
+    pub registry: RegistryArgs,
+}
+
+/// Options of `image diff`.
+#[cfg(feature = "author")]
+#[derive(Debug, Args)]
+pub struct DiffArgs {
+    /// The release that a machine has
+    pub from: Reference,
+    /// The release that it is to get
+    pub to: Reference,
     /// How the registries are reached.
     #[command(flatten)]
     pub registry: RegistryArgs,

@@ -172,7 +172,8 @@ Next: `switchback image sign`, then `switchback image push`.
 Examples:
   switchback image build --root ./root --kernel vmlinuz --modules-dir lib/modules/6.1 --product example --name example-os --version 1.1 --output oci:./images:1.1
   switchback image build --partition root=root.img --uki os.efi --product example --name example-os --version 1.1 --output oci:./images:1.1
-  switchback image build --from-container registry.example.com/team/os-root:1.1 --init-binary ./switchback-static --product example --output oci:./images";
+  switchback image build --from-container registry.example.com/team/os-root:1.1 --init-binary ./switchback-static --product example --output oci:./images
+  switchback image build --root ./root --kernel vmlinuz --product example --name example-os --version 1.2 --like oci:./images:1.1 --output oci:./images";
 
 #[cfg(feature = "author")]
 pub(super) const IMAGE_BIND: &str = "\
@@ -186,12 +187,13 @@ Example:
 
 #[cfg(feature = "author")]
 pub(super) const IMAGE_PUSH: &str = "\
-Changes: the destination; its tags move when everything is there.
+Changes: the destination; its tags move when everything is there, the patches of --patch-from too.
 Leaves alone: the source. What is at the destination already is not sent.
-Next: `switchback check` on a machine that follows the tag.
+Next: `switchback check` on a machine that follows the tag; `switchback image diff` shows what an update costs.
 
-Example:
-  switchback image push oci:./images:1.1 registry.example.com/team/os --tag stable --with-signatures";
+Examples:
+  switchback image push oci:./images:1.1 registry.example.com/team/os --tag stable --with-signatures
+  switchback image push oci:./images:1.2 registry.example.com/team/os --with-signatures --patch-from oci:./images:1.1";
 
 #[cfg(feature = "author")]
 pub(super) const IMAGE_SIGN: &str = "\
@@ -208,6 +210,15 @@ Changes nothing. Signatures are listed, not verified: that is the machine's part
 
 Example:
   switchback image inspect registry.example.com/team/os:stable";
+
+#[cfg(feature = "author")]
+pub(super) const IMAGE_DIFF: &str = "\
+Changes nothing. Documents, indexes and the patch's header are read, no chunk. The numbers are for a machine with the first \
+release in its running slot and another one, or none, in the slot that is written.
+Next: `switchback image push --patch-from` makes the patch, where there is none.
+
+Example:
+  switchback image diff oci:./images:1.1 oci:./images:1.2";
 
 #[cfg(feature = "author")]
 pub(super) const IMAGE_KEYGEN: &str = "\

@@ -11,6 +11,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use super::Output;
 use super::args::{BindArgs, BuildArgs, ImageVerb, InspectArgs, KeyKind, PushArgs, RegistryArgs, SignArgs};
 use super::container;
+use super::patches;
 use super::progress::Display;
 use super::render::bytes;
 use crate::digest::Digest;
@@ -24,7 +25,7 @@ use crate::publish::build::{BootSource, BuildRequest, BuildStep, InitrdSource, R
 use crate::publish::container::Container;
 use crate::publish::initramfs::InitramfsRequest;
 use crate::publish::inspect::{Inspection, inspect};
-use crate::publish::push::{PushError, PushEvent, PushOptions, push_release};
+use crate::publish::push::{PushError, PushEvent, PushOptions, Pushed, push_release};
 use crate::publish::sign::{self, Form, SigningKey};
 use crate::reason::{Reason, Why};
 use crate::registry::reference::{Reference, Source, Version};
@@ -47,6 +48,7 @@ pub(super) fn run(verb: &ImageVerb, progress: &Display) -> Result<Output, Failur
         ImageVerb::Push(args) => runtime.block_on(run_push(args, progress)),
         ImageVerb::Sign(args) => runtime.block_on(run_sign(args)),
         ImageVerb::Inspect(args) => runtime.block_on(run_inspect(args)),
+        ImageVerb::Diff(args) => runtime.block_on(patches::run_diff(args)),
         ImageVerb::Keygen { prefix, kind } => keygen(prefix, *kind),
     };
     done.map_err(|failure| Failure { untouched: TAGS_STAND, ..failure })
@@ -78,6 +80,7 @@ async fn run_build(args: &BuildArgs, progress: &Display) -> Result<Output, Failu
         ram_bytes: args.ram.0,
         root: image.map_or_else(|| root(args), |image| Ok(RootSource::Folder(image.root.clone())))?,
         foreign: args.foreign,
+        keep_compressed_modules: args.keep_compressed_modules,
         boot,
         verity_salt: args
             .verity_salt
@@ -86,6 +89,7 @@ async fn run_build(args: &BuildArgs, progress: &Display) -> Result<Output, Failu
             .transpose()
             .map_err(|e| refused(e.to_string()))?,
         level: args.level,
+        like: patches::like(args, folder).await?,
         output: folder.clone(),
         tag: output.tag().map(str::to_string),
     };
@@ -107,7 +111,8 @@ async fn run_build(args: &BuildArgs, progress: &Display) -> Result<Output, Failu
     };
     shown.end(progress);
     let text = format!(
-        "{name} {version} is built{}: {} of root, {} stored, root hash {}\n{}\n",
+        "{}{name} {version} is built{}: {} of root, {} stored, root hash {}\n{}\n",
+        built.notes.iter().map(|note| format!("{note}\n")).collect::<String>(),
         image.map(|image| from(args, image, kernel.as_deref())).unwrap_or_default(),
         bytes(built.root_bytes),
         bytes(built.stored_bytes),
@@ -117,6 +122,7 @@ async fn run_build(args: &BuildArgs, progress: &Display) -> Result<Output, Failu
     let mut json = serde_json::json!({
         "answer": "built", "digest": built.digest, "layout": built.layout, "tag": built.tag, "roothash": built.roothash,
         "root_bytes": built.root_bytes, "stored_bytes": built.stored_bytes, "cmdline": built.cmdline,
+        "notes": built.notes,
     });
     if let Some(image) = image {
         json["container"] =
@@ -280,28 +286,53 @@ async fn run_push(args: &PushArgs, progress: &Display) -> Result<Output, Failure
     if tags.is_empty() {
         tags.push(None);
     }
-    let mut sent = (0, 0, 0);
-    for tag in tags {
+    let send = async |tag, with_signatures| {
         let shown = Pushing::new(progress);
-        let options = PushOptions { tag, with_signatures: args.with_signatures };
+        let options = PushOptions { tag, with_signatures };
         let pushed = push_release(&*from, &digest, &*to, &options, &|event| shown.tell(event)).await;
         shown.end();
-        let pushed = pushed.map_err(|e| Failure::before(push_reason(&e), e))?;
-        sent = (sent.0 + pushed.blobs_sent, sent.1 + pushed.bytes_sent, sent.2 + pushed.attached);
+        pushed.map_err(|e| Failure::before(push_reason(&e), e))
+    };
+    let mut sent = Sent::default();
+    let mut patched = Vec::new();
+    if !args.patch_from.is_empty() {
+        // Without a tag first: who follows it finds the patches, and where none can be made no tag has moved.
+        sent.add(&send(None, false).await?);
+        patched = patches::attach(args, (&*from, &digest), &*to, progress).await?;
+    }
+    for tag in tags {
+        sent.add(&send(tag, args.with_signatures).await?);
     }
     let text = format!(
-        "{} is at {}: {} sent in {} blobs, {} attached\n{digest}\n",
+        "{} is at {}: {} sent in {} blobs, {} attached\n{}{digest}\n",
         args.from,
         to.place(),
-        bytes(sent.1),
-        sent.0,
-        sent.2
+        bytes(sent.bytes),
+        sent.blobs,
+        sent.attached,
+        patches::lines(&patched)
     );
     let json = serde_json::json!({
-        "answer": "pushed", "digest": digest, "place": to.place(), "blobs_sent": sent.0, "bytes_sent": sent.1,
-        "attached": sent.2,
+        "answer": "pushed", "digest": digest, "place": to.place(), "blobs_sent": sent.blobs, "bytes_sent": sent.bytes,
+        "attached": sent.attached, "patches": patched,
     });
     Ok(done(text, json))
+}
+
+/// What a push has sent, over all its tags; patches that it made are not counted.
+#[derive(Default)]
+struct Sent {
+    blobs: u64,
+    bytes: u64,
+    attached: u64,
+}
+
+impl Sent {
+    fn add(&mut self, pushed: &Pushed) {
+        self.blobs += pushed.blobs_sent;
+        self.bytes += pushed.bytes_sent;
+        self.attached += pushed.attached;
+    }
 }
 
 fn push_reason(error: &PushError) -> Reason {
@@ -396,7 +427,10 @@ fn keygen(prefix: &std::path::Path, kind: KeyKind) -> Result<Output, Failure> {
     Ok(done(text, serde_json::json!({ "answer": "key", "private": private, "public": public })))
 }
 
-async fn found(reference: &Reference, args: &RegistryArgs) -> Result<(Box<dyn Registry>, Digest), Failure> {
+pub(super) async fn found(
+    reference: &Reference,
+    args: &RegistryArgs,
+) -> Result<(Box<dyn Registry>, Digest), Failure> {
     let registry = open(reference, &access(args))?;
     let digest = match &reference.version {
         Some(Version::Digest(digest)) => *digest,

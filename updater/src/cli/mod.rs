@@ -12,6 +12,8 @@ mod help;
 #[cfg(feature = "author")]
 mod image;
 mod manual;
+#[cfg(feature = "author")]
+mod patches;
 mod progress;
 mod provision;
 mod render;

@@ -94,6 +94,8 @@ fn title(phase: Phase) -> &'static str {
         Phase::Layers => "container layers",
         Phase::Chunk => "cutting and compressing",
         Phase::Push => "copying",
+        Phase::Unpack => "unpacking a release",
+        Phase::Patch => "making a patch",
     }
 }
 

@@ -163,8 +163,12 @@ fn check(answer: &Check) -> String {
 
 fn traffic(traffic: &Traffic) -> String {
     let requests = if traffic.requests == 1 { "request" } else { "requests" };
+    let copied = match traffic.copied {
+        0 => String::new(),
+        copied => format!(" ({} of it from this machine)", bytes(copied)),
+    };
     format!(
-        "{} fetched in {} {requests}, {} written, {} already in place, {} zero",
+        "{} fetched in {} {requests}, {} written{copied}, {} already in place, {} zero",
         bytes(traffic.fetched),
         traffic.requests,
         bytes(traffic.written),
@@ -173,10 +177,16 @@ fn traffic(traffic: &Traffic) -> String {
     )
 }
 
+/// What was really paid for: more than was wanted, by documents and by what had to come twice.
+fn network(answer: &Update) -> String {
+    let Some(network) = answer.network else { return String::new() };
+    format!("; over the network came {} in {} requests in all", bytes(network.bytes), network.requests)
+}
+
 fn update(answer: &Update, verb: &str) -> String {
     let name = release(&answer.release);
     let slot = answer.slot;
-    let cost = format!("{} in {:.1} s", traffic(&answer.traffic), answer.seconds);
+    let cost = format!("{} in {:.1} s{}", traffic(&answer.traffic), answer.seconds, network(answer));
     match answer.outcome {
         Outcome::Unchanged => format!("Nothing changed. {}\n", answer.detail),
         Outcome::WouldUpdate => {

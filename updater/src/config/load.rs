@@ -288,11 +288,18 @@ fn absolutise_image(table: &mut Table, folder: &Path) {
         let mut places = place.iter();
         let first = places.next().and_then(|name| table.get_mut(name));
         let image = places.fold(first, |at, name| at?.get_mut(name)).and_then(|at| at.get_mut("image"));
-        if let Some(Value::String(image)) = image
-            && let Some(path) = image.strip_prefix("oci:")
-        {
-            *image = format!("oci:{}", folder.join(path).display());
-        }
+        image.into_iter().for_each(|image| absolutise_layout(image, folder));
+    }
+    let mirrors = table.get_mut("source").and_then(|source| source.get_mut("mirrors"));
+    let mirrors = mirrors.and_then(Value::as_array_mut).into_iter().flatten();
+    mirrors.for_each(|mirror| absolutise_layout(mirror, folder));
+}
+
+fn absolutise_layout(image: &mut Value, folder: &Path) {
+    if let Value::String(image) = image
+        && let Some(path) = image.strip_prefix("oci:")
+    {
+        *image = format!("oci:{}", folder.join(path).display());
     }
 }
 
@@ -343,6 +350,7 @@ mod tests {
         assert_eq!(config.trust.policy.os.unwrap().keys.len(), 2);
         assert_eq!(config.health.checks.len(), 1);
         assert!(config.source.image.is_some() && config.boot.custom.command.is_some());
+        assert!(config.source.bandwidth.is_some() && config.source.budget.is_some());
     }
 
     #[test]
@@ -371,12 +379,20 @@ mod tests {
     #[test]
     fn relative_paths_count_from_the_file_that_holds_them() {
         let folder = folder(&[
-            ("config.toml", "[source]\nimage = \"oci:releases:1.0\"\n[machine]\nstate_dir = \"state\"\n"),
+            (
+                "config.toml",
+                "[source]\nimage = \"oci:releases:1.0\"\nmirrors = [\"r.example/os\", \"oci:stick\"]\n\
+                 [machine]\nstate_dir = \"state\"\n",
+            ),
             ("config.d/a.toml", "[trust.policy.os]\nkeys = [\"os.pub\", \"/abs.pub\"]\n"),
         ]);
         let config = Config::load(&folder.path().join("config.toml")).unwrap();
         assert_eq!(config.machine.state_dir, folder.path().join("state"));
         assert_eq!(config.source.image, Some(format!("oci:{}/releases:1.0", folder.path().display())));
+        assert_eq!(
+            config.source.mirrors,
+            ["r.example/os".to_owned(), format!("oci:{}/stick", folder.path().display())]
+        );
         let keys = config.trust.policy.os.unwrap().keys;
         assert_eq!(keys, [folder.path().join("config.d/os.pub"), "/abs.pub".into()]);
     }
@@ -412,6 +428,9 @@ mod tests {
             ("[trust.policy.os]\nkeys = ['a']\nthreshold = 2\n", 3, "expected 1 to 1"),
             ("[trust.policy.os]\nkeys = []\n", 1, "`keys` is empty"),
             ("[source\n", 1, "expected"),
+            ("[source]\nbandwidth = \"2M\"\n", 2, "no pace: a size above 0 and `/s`"),
+            ("[source]\nbudget = \"much\"\n", 2, "no size"),
+            ("[source]\nbudget = \"0\"\n", 2, "`budget` is 0"),
             (
                 "[[health.check]]\nname = 'a'\nkind = 'tcp'\nurl = 'x'\n",
                 1,

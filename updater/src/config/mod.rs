@@ -17,6 +17,7 @@ pub use check::{Check, Expect, Probe};
 pub use load::{CONFIG_BYTES_MAX, ConfigError, checks_in};
 use service::{Name, Service};
 
+use crate::byte_size::{BytePace, ByteSize};
 use crate::lifecycle;
 
 /// Where the configuration lies when nothing else is said.
@@ -52,6 +53,13 @@ pub struct Source {
     pub ca_file: Option<PathBuf>,
     /// Credentials in Docker's format (`config.json`).
     pub auth_file: Option<PathBuf>,
+    /// Repositories like `image` without a tag, or `oci:FOLDER`: where its blobs are asked for first, in this order.
+    pub mirrors: Vec<String>,
+    /// The most that is fetched in a second, on the average.
+    pub bandwidth: Option<BytePace>,
+    /// The most that one order may fetch, whatever comes twice included.
+    #[serde(deserialize_with = "budget")]
+    pub budget: Option<ByteSize>,
 }
 
 /// `[trust]`: whose signatures are believed.
@@ -266,6 +274,17 @@ fn retries<'de, D: Deserializer<'de>>(deserializer: D) -> Result<u8, D::Error> {
     match retries {
         0..=2 => Ok(retries),
         _ => Err(serde::de::Error::custom(format!("`retries` is {retries}: expected 0 to 2"))),
+    }
+}
+
+/// Nothing could ever come with a budget of nothing.
+fn budget<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<ByteSize>, D::Error> {
+    let budget = ByteSize::deserialize(deserializer)?;
+    match budget.0 {
+        0 => Err(serde::de::Error::custom(
+            "`budget` is 0: nothing could be fetched; leave it out for no limit",
+        )),
+        _ => Ok(Some(budget)),
     }
 }
 

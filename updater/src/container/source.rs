@@ -225,8 +225,22 @@ pub(super) struct Fetched {
 }
 
 /// The blob as a file with the right bytes: the source's own where it has one, else a copy in `folder`, under the digest's digits.
-/// What an earlier try left of it there is not fetched again.
+/// What an earlier try left of it there is not fetched again. Where a mirror gave wrong bytes, the next place is asked.
 pub(super) async fn fetch(
+    registry: &dyn Registry,
+    blob: &Descriptor,
+    folder: &Path,
+    progress: &dyn Progress,
+) -> Result<Fetched, ContainerError> {
+    loop {
+        match fetch_once(registry, blob, folder, progress).await {
+            Err(ContainerError::Registry(RegistryError::Mismatch { .. })) if registry.disown_mirrors() => {}
+            other => return other,
+        }
+    }
+}
+
+async fn fetch_once(
     registry: &dyn Registry,
     blob: &Descriptor,
     folder: &Path,

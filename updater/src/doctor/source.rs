@@ -1,6 +1,7 @@
-//! Where releases come from: does it answer, does it let this machine in, is the tag there?
+//! Where releases come from: does it answer, does it let this machine in, is the tag there? And its mirrors: do they answer?
 //!
-//! Not here: whether the release is any good (`check`). Rule: one question, with a limit of time; offline is no error.
+//! Not here: whether the release is any good (`check`). Rule: one question to each, with a limit of time; offline is no error,
+//! and a mirror that is away is none that stops an update.
 
 use std::time::Duration;
 
@@ -8,9 +9,10 @@ use tokio::time::timeout;
 
 use super::finding::{Finding, Group};
 use super::place::Seen;
+use crate::digest::Digest;
 use crate::engine::{chain, source};
 use crate::registry::reference::{Reference, Source};
-use crate::registry::{self, Patience, RegistryAccess, RegistryError, credentials};
+use crate::registry::{self, Patience, Registry, RegistryAccess, RegistryError, credentials};
 
 /// All of it together.
 const TIMEOUT: Duration = Duration::from_secs(45);
@@ -33,6 +35,35 @@ pub fn findings(seen: &Seen<'_>) -> Vec<Finding> {
     let mut findings = vec![subject.ok(named)];
     findings.extend(credentials(seen, &reference));
     findings.extend(answers(seen, &reference));
+    match source::mirrors(seen.config, &reference) {
+        Ok(mirrors) => findings.extend(mirrors.iter().flat_map(|mirror| mirror_findings(seen, mirror))),
+        Err(failure) => {
+            let subject = Group::Source.at("mirror-reachable", "[source] mirrors");
+            findings.push(subject.problem(failure.why.detail, "Correct `mirrors` under [source]."));
+        }
+    }
+    findings
+}
+
+/// A mirror, which is asked for blobs alone: any answer about any blob will do.
+fn mirror_findings(seen: &Seen<'_>, mirror: &Reference) -> Vec<Finding> {
+    let subject = Group::Source.at("mirror-reachable", mirror);
+    let answer = match &mirror.source {
+        // A stick that is not plugged in costs an update nothing.
+        Source::Layout(path) if !path.is_dir() => return vec![subject.note("is not there now")],
+        Source::Layout(_) => return vec![subject.ok("is there")],
+        Source::Registry { .. } if seen.place.offline => return vec![subject.note("not asked: --offline")],
+        Source::Registry { .. } => {
+            ask_for(seen, mirror, async |registry| registry.has_blob(&Digest::of(b"")).await.map(drop))
+        }
+    };
+    let remedy =
+        "Correct `mirrors` under [source], or mend the mirror; meanwhile blobs come from the source.";
+    let mut findings: Vec<Finding> = credentials(seen, mirror).into_iter().collect();
+    findings.push(match answer {
+        Ok(()) => subject.ok("answers"),
+        Err(error) => subject.warning(chain(&error), remedy),
+    });
     findings
 }
 
@@ -97,7 +128,20 @@ fn refused(
     }
 }
 
-fn ask(seen: &Seen<'_>, reference: &Reference) -> Result<crate::digest::Digest, RegistryError> {
+fn ask(seen: &Seen<'_>, reference: &Reference) -> Result<Digest, RegistryError> {
+    ask_for(seen, reference, async |registry| match reference.digest() {
+        // A digest has to be there as well.
+        Some(digest) => registry.manifest(&digest, registry::MANIFEST_BYTES_MAX).await.map(|_| digest),
+        None => registry.resolve(reference.tag().unwrap_or("latest")).await,
+    })
+}
+
+/// One question, for as long as a person waits.
+fn ask_for<T>(
+    seen: &Seen<'_>,
+    reference: &Reference,
+    question: impl AsyncFnOnce(&dyn Registry) -> Result<T, RegistryError>,
+) -> Result<T, RegistryError> {
     let what = reference.to_string();
     let patience = Patience { connect: CONNECT, silence: CONNECT, attempts: 2, ..Patience::default() };
     let access = RegistryAccess { patience, ..source::access(seen.config) };
@@ -105,14 +149,7 @@ fn ask(seen: &Seen<'_>, reference: &Reference) -> Result<crate::digest::Digest, 
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build();
     let runtime = runtime
         .map_err(|error| RegistryError::Unreachable { what: what.clone(), detail: error.to_string() })?;
-    let question = async {
-        match reference.digest() {
-            // A digest has to be there as well.
-            Some(digest) => registry.manifest(&digest, registry::MANIFEST_BYTES_MAX).await.map(|_| digest),
-            None => registry.resolve(reference.tag().unwrap_or("latest")).await,
-        }
-    };
-    let answer = runtime.block_on(async { timeout(TIMEOUT, question).await });
+    let answer = runtime.block_on(async { timeout(TIMEOUT, question(&*registry)).await });
     // A name server that stays silent must not keep the program from ending.
     runtime.shutdown_background();
     answer.unwrap_or_else(|_| {

@@ -7,6 +7,7 @@ use std::sync::Arc;
 
 use switchback_bootloader::boot_state::BootState;
 use switchback_bootloader::record::Bootloader;
+use switchback_partitions::device::{BlockDevice, Window};
 use switchback_partitions::gpt::Table;
 use switchback_partitions::inactive_slot::InactiveSlot;
 use switchback_partitions::layout::DiskLayout;
@@ -16,11 +17,14 @@ use super::observe::moment;
 use super::{Candidate, Engine, Failure, NOTHING_CHANGED, RUNNING_UNTOUCHED, chain, host_reason};
 use crate::facts::Fact;
 use crate::host::firmware::StartsAgain;
-use crate::image::index::Index;
 use crate::init::stage::{Mark, Stage};
-use crate::install::{Install, InstallError, Offer, Release, Target, preflight};
+use crate::install::{
+    self, Ground, Install, InstallError, Offer, Release, Surveyed, SurveyedMachine, Target, Written,
+    preflight,
+};
 use crate::lifecycle::{self, Action, Event, Outcome};
 use crate::reason::{Reason, Why};
+use crate::registry::Registry;
 
 /// A failure as `step` gets it, and as the person gets it.
 type Failed = (Why, &'static str);
@@ -88,13 +92,12 @@ impl<'a> Engine<'a> {
     }
 
     fn install(&mut self, wanted: &lifecycle::Release, slot: Slot) -> Result<(), Failed> {
-        let Some(Candidate { release, registry, indexes }) = self.run.candidate.take() else {
+        let Some(Candidate { release, registry, surveyed }) = self.run.candidate.take() else {
             return Err((
                 Why::new(Reason::Internal, format!("nothing fetched for {}", wanted.version)),
                 NOTHING_CHANGED,
             ));
         };
-        let (registry, progress) = (&*registry, self.progress);
         let target = self.target(slot)?;
         // An empty slot, or one that an earlier run began to write, holds nothing that could be lost.
         let lost =
@@ -106,18 +109,39 @@ impl<'a> Engine<'a> {
             release.version(),
             lost.unwrap_or_default()
         ));
-        let after = |error: InstallError| (why(&error), RUNNING_UNTOUCHED);
-        let written = Install::clear(release, target)
-            .and_then(|cleared| cleared.write(registry, &indexes, self.runtime.handle(), progress))
-            .map_err(after)?;
-        let proven = written.prove(progress).map_err(|error| {
+        let written = self.write((&release, &surveyed), &*registry, target);
+        self.run.network = registry.network();
+        let proven = written?.prove(self.progress).map_err(|error| {
             // Kept as "already there", the next order would only read the same wrong bytes again.
             self.disown(slot, &error);
-            after(error)
+            (why(&error), RUNNING_UNTOUCHED)
         })?;
         self.run.traffic = proven.traffic();
         self.run.proven = Some(proven);
         Ok(())
+    }
+
+    /// Writes the slot. Wrong bytes of a mirror are no wrong release: the rest is fetched from whoever else is left, and what
+    /// was right stays in place.
+    fn write(
+        &self,
+        (release, surveyed): (&Release, &[Surveyed]),
+        registry: &dyn Registry,
+        mut target: Target<'a>,
+    ) -> Result<Install<'a, Written>, Failed> {
+        let slot = target.slot.slot();
+        loop {
+            let written = Install::clear(release.clone(), target)
+                .and_then(|cleared| cleared.write(registry, surveyed, self.runtime.handle(), self.progress));
+            match written {
+                Err(error) if error.is_wrong_bytes() && registry.disown_mirrors() => {
+                    self.progress
+                        .say("A mirror gave wrong bytes and is not asked any more; going on without it.");
+                    target = self.target(slot)?;
+                }
+                other => return other.map_err(|error| (why(&error), RUNNING_UNTOUCHED)),
+            }
+        }
     }
 
     fn arm(
@@ -197,17 +221,27 @@ impl<'a> Engine<'a> {
             .read()
             .map_err(|e| (Why::new(Reason::BootRecordFailed, chain(&e)), NOTHING_CHANGED))?;
         let confirmed = boot.slot(running) == switchback_bootloader::boot_state::SlotBoot::Good;
+        let (_, layout) = self.layout()?;
         let failed =
             |reason| move |error: &dyn std::error::Error| (Why::new(reason, chain(error)), NOTHING_CHANGED);
-        let whole = disk.whole().map_err(|e| failed(Reason::LayoutUnknown)(&e))?;
-        let table = Table::read(&*whole).map_err(|e| failed(Reason::LayoutUnknown)(&e))?;
-        let layout = DiskLayout::discover(&table).map_err(|e| failed(Reason::LayoutUnknown)(&e))?;
         let running = RunningSlot { slot: running, confirmed };
         let opened = InactiveSlot::open(disk, &layout, running).map_err(|e| failed(Reason::SlotInUse)(&e))?;
         if opened.slot() != slot {
             return Err((Why::new(Reason::Internal, format!("slot {slot} is running")), NOTHING_CHANGED));
         }
         Ok(Target { slot: opened, bootloader, state_dir: self.machine.state_dir() })
+    }
+
+    /// The whole disk, and where its partitions lie.
+    fn layout(&self) -> Result<(Arc<dyn BlockDevice>, DiskLayout), Failed> {
+        let unknown =
+            |error: &dyn std::error::Error| (Why::new(Reason::LayoutUnknown, chain(error)), NOTHING_CHANGED);
+        let disk =
+            self.machine.disk().map_err(|e| (Why::new(host_reason(&e), chain(&e)), NOTHING_CHANGED))?;
+        let whole = disk.whole().map_err(|e| unknown(&e))?;
+        let table = Table::read(&*whole).map_err(|e| unknown(&e))?;
+        let layout = DiskLayout::discover(&table).map_err(|e| unknown(&e))?;
+        Ok((whole, layout))
     }
 
     fn fits(&self, release: &Release, target: &Target<'_>) -> Result<(), InstallError> {
@@ -222,19 +256,42 @@ impl<'a> Engine<'a> {
         preflight(release, &offer)
     }
 
-    /// The chunk indexes of a release that was compared with them and with this machine: the last that is refused
-    /// without a trace. Nothing is written here, not even that it was tried.
+    /// What the machine has of a release that was compared with its chunk indexes and with this machine: the last that is
+    /// refused without a trace. Nothing is written here but, with `keep`, a copy of the indexes; not even that it was tried.
     pub(super) fn cleared_for(
         &self,
         release: &Release,
-        registry: &dyn crate::registry::Registry,
-    ) -> Result<Vec<Index>, Failure> {
+        registry: &dyn Registry,
+        keep: bool,
+    ) -> Result<Vec<Surveyed>, Failure> {
         let failed = |error: InstallError| Failure::before(error.reason(), error);
-        let indexes = self.fetch(release.indexes(registry)).map_err(failed)?;
         let refused = |(why, untouched): Failed| Failure { why, untouched };
-        let target = self.target(self.other()?).map_err(refused)?;
+        let seen = self.observe()?;
+        let running = seen.observation.running;
+        let target = self.target(running.other()).map_err(refused)?;
         self.fits(release, &target).map_err(failed)?;
-        Ok(indexes)
+        let (whole, layout) = self.layout().map_err(refused)?;
+        let holds = |slot: Slot| {
+            let release = seen.releases[slot.index()].as_ref()?;
+            let bytes = release.config.slots.first().map(|slot| slot.bytes)?;
+            Some((release.image, bytes))
+        };
+        let ground = |slot: Slot| {
+            let extent = &layout.slot(slot).root;
+            let root = Window::new(whole.clone(), extent.offset, extent.len).ok()?;
+            Some(Ground { slot, root: Arc::new(root), holds: holds(slot) })
+        };
+        let machine = SurveyedMachine {
+            state_dir: self.machine.state_dir(),
+            target: running.other(),
+            grounds: Slot::ALL.into_iter().filter_map(ground).collect(),
+            keep,
+        };
+        let (runtime, progress) = (self.runtime.handle(), self.progress);
+        let surveyed = install::survey(release, registry, &machine, runtime, progress).map_err(failed)?;
+        let planned = install::plan(release, &surveyed, &seen.boot_files());
+        registry.affords(planned.fetched).map_err(|error| failed(error.into()))?;
+        Ok(surveyed)
     }
 
     fn judge(&mut self, deadline_uptime_secs: u64) -> Event {

@@ -14,6 +14,7 @@ use crate::install::{ReleaseName, Traffic};
 use crate::lifecycle;
 use crate::logs::StartLog;
 use crate::reason::Reason;
+use crate::registry::meter::Network;
 use crate::services::orders::ServiceMoved;
 
 /// How far an update or rollback goes by itself.
@@ -280,6 +281,10 @@ pub struct Update {
     pub slot: Slot,
     /// What it cost; what it would cost at most, for a plan.
     pub traffic: Traffic,
+    /// What really came over the network, documents and whatever came twice included; absent where nothing does, as from
+    /// a folder.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub network: Option<Network>,
     /// How long it took, in seconds.
     pub seconds: f64,
     /// Starts the trial has.

@@ -120,10 +120,10 @@ impl Engine<'_> {
             return self.dry_run(planned, answer, Some((&release, &*registry))).map(Answer::Update);
         }
         // Refused here, it leaves every byte as it was, the records too.
-        let indexes = match &planned {
+        let surveyed = match &planned {
             Action::Install { .. } => {
                 anew.iter().for_each(|words| self.progress.say(words));
-                self.cleared_for(&release, &*registry)?
+                self.cleared_for(&release, &*registry, true)?
             }
             _ => Vec::new(),
         };
@@ -131,7 +131,8 @@ impl Engine<'_> {
             self.fetch_services(&release, &*registry, seen.observation.running)?;
         }
         self.remember_registry(&*registry);
-        self.run.candidate = Some(Candidate { release, registry, indexes });
+        self.run.network = registry.network();
+        self.run.candidate = Some(Candidate { release, registry, surveyed });
         let rest = self.drive(event, reach, &self.policy(true))?;
         self.conclude(rest, &mut answer, began, "It runs already.")?;
         if goal == Goal::Stage && answer.outcome == Outcome::Unchanged && self.state.phase.name() == "staged"
@@ -285,7 +286,7 @@ impl Engine<'_> {
         let reference = source::reference(self.config, to)?;
         let access =
             RegistryAccess { signed_unix_secs: seen.signed_unix_secs(), ..source::access(self.config) };
-        let registry = source::open(&reference, &access)?;
+        let registry = source::open_mirrored(self.config, &reference, &access)?;
         self.progress.begin(Work::Check, 0);
         let resolved = self.fetch(async { Ok(source::resolve(&*registry, &reference).await) });
         let digest = resolved.map_err(|e| Failure::before(e.reason(), e))??;
@@ -306,6 +307,7 @@ impl Engine<'_> {
             release,
             slot,
             traffic: Traffic::default(),
+            network: None,
             seconds: 0.0,
             tries: self.config.boot.tries,
             detail: String::new(),
@@ -323,7 +325,9 @@ impl Engine<'_> {
             (Action::Refuse(why), _) => return Err(Failure::refused(why)),
             (Action::Install { .. }, Some((release, registry))) => {
                 answer.outcome = Outcome::WouldUpdate;
-                answer.traffic = crate::install::plan(release, &self.cleared_for(release, registry)?);
+                let surveyed = self.cleared_for(release, registry, false)?;
+                answer.traffic = crate::install::plan(release, &surveyed, &self.observe()?.boot_files());
+                answer.network = registry.network();
                 answer.detail = "Nothing was changed.".into();
             }
             (Action::Arm { .. } | Action::Reboot, _) => {
@@ -358,7 +362,7 @@ impl Engine<'_> {
         if let Some(failure) = self.run.failure.take() {
             return Err(failure);
         }
-        answer.traffic = self.run.traffic;
+        (answer.traffic, answer.network) = (self.run.traffic, self.run.network);
         answer.seconds = (began.elapsed().as_secs_f64() * 1000.0).round() / 1000.0;
         (answer.outcome, answer.detail) = match rest {
             Rest::Refused(why) => return Err(Failure { why, untouched: NOTHING_CHANGED }),

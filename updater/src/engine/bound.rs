@@ -106,6 +106,7 @@ impl Engine<'_> {
             return Ok(Answer::Update(answer));
         }
         let images = self.fetch_services(release, registry, running)?;
+        answer.network = registry.network();
         if reach == Reach::Stage {
             answer.outcome = Outcome::Fetched;
             answer.detail = "Run `switchback update` again to move the services.".into();

@@ -33,12 +33,12 @@ use crate::facts::{Facts, state_file};
 use crate::health::{CheckResult, HealthReport};
 use crate::host::lock::InstanceLock;
 use crate::host::{Machine, make_state_dir};
-use crate::image::index::Index;
 use crate::init::stage::{Mark, Stage};
-use crate::install::{Install, InstallError, Proven, Release, Traffic};
+use crate::install::{Install, InstallError, Proven, Release, Surveyed, Traffic};
 use crate::lifecycle::{Action, Event, Policy, State, step};
 use crate::progress::{Progress, until_stopped};
 use crate::reason::{Reason, Why};
+use crate::registry::meter::Network;
 use crate::trust;
 
 /// More steps than any update takes; a loop that passes this is a mistake of ours and must not spin for ever.
@@ -110,8 +110,8 @@ pub struct Engine<'a> {
 struct Candidate {
     release: Release,
     registry: Box<dyn crate::registry::Registry>,
-    /// Of each slot layer, once it was read and found true.
-    indexes: Vec<Index>,
+    /// Of each slot layer, once its index was read and found true: what the machine has of it.
+    surveyed: Vec<Surveyed>,
 }
 
 /// What one run of the loop gathered, for the answer.
@@ -122,6 +122,8 @@ struct Run<'a> {
     /// Read back in this run, so that arming need not read it back again.
     proven: Option<Install<'a, Proven>>,
     traffic: Traffic,
+    /// What came over the network for it.
+    network: Option<Network>,
     health: Option<HealthReport>,
     /// What the image's scripts for after the verdict made of it.
     hooks: Vec<CheckResult>,
@@ -259,10 +261,6 @@ impl<'a> Engine<'a> {
 
     fn policy(&self, carry_on: bool) -> Policy {
         self.config.boot.policy(carry_on)
-    }
-
-    fn other(&self) -> Result<Slot, Failure> {
-        Ok(self.observe()?.observation.running.other())
     }
 }
 

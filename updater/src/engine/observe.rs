@@ -9,6 +9,7 @@ use switchback_partitions::slot::Slot;
 use super::answers::Content;
 use super::held::{Fault, Look};
 use super::{Failure, host_reason};
+use crate::digest::Digest;
 use crate::facts::Facts;
 use crate::host::Machine;
 use crate::host::clock::Clock;
@@ -40,6 +41,13 @@ impl Seen {
     pub fn signed_unix_secs(&self) -> u64 {
         let made = self.releases.iter().flatten().filter_map(|release| release.manifest.created_unix_secs());
         made.max().unwrap_or(0)
+    }
+
+    /// The boot files of the running slot.
+    pub fn boot_files(&self) -> Vec<Digest> {
+        let running = self.releases[self.observation.running.index()].as_ref();
+        let layers = running.map(|running| &*running.manifest.boot).unwrap_or_default();
+        layers.iter().map(|layer| layer.blob.digest).collect()
     }
 
     /// As an order to update sees it: a release that has lost its entry or a boot file is not there, and is written anew. Read

@@ -23,7 +23,7 @@ use super::source::{open, policy_of, resolve};
 use super::{Failure, NOTHING_CHANGED};
 use crate::host::bounded::read_bounded;
 use crate::host::state_dir::Folder;
-use crate::install::{Install, InstallError, Release, ReleaseName, Target, Traffic};
+use crate::install::{self, Install, InstallError, Release, ReleaseName, SurveyedMachine, Target, Traffic};
 use crate::progress::Progress;
 use crate::reason::{Reason, Why};
 use crate::registry::RegistryAccess;
@@ -105,7 +105,12 @@ pub fn provision_with(
     let failed = |error: InstallError| Failure::before(error.reason(), error);
     let digest = runtime.block_on(resolve(&*registry, &wish.release))?;
     let release = runtime.block_on(Release::fetch(&*registry, digest, &policy)).map_err(failed)?;
-    let indexes = runtime.block_on(release.indexes(&*registry)).map_err(failed)?;
+    let state = tempfile::tempdir().map_err(io)?;
+    let state_dir = Folder::new(state.path());
+    // A new disk has nothing of the release.
+    let empty = SurveyedMachine { state_dir: &state_dir, target: Slot::A, grounds: Vec::new(), keep: false };
+    let surveyed =
+        install::survey(&release, &*registry, &empty, runtime.handle(), progress).map_err(failed)?;
     let loader = loader(&wish.loader)?;
 
     let plan = Plan::new(&disk_request(wish, &release)?).map_err(refused)?;
@@ -128,11 +133,9 @@ pub fn provision_with(
     let running = RunningSlot { slot: Slot::B, confirmed: true };
     let slot =
         InactiveSlot::open(disk, &layout, running).map_err(|e| Failure::before(Reason::SlotInUse, e))?;
-    let state = tempfile::tempdir().map_err(io)?;
-    let state_dir = Folder::new(state.path());
     let target = Target { slot, bootloader: bootloader.clone(), state_dir: &state_dir };
     answer.traffic = Install::clear(release, target)
-        .and_then(|cleared| cleared.write(&*registry, &indexes, runtime.handle(), progress))
+        .and_then(|cleared| cleared.write(&*registry, &surveyed, runtime.handle(), progress))
         .and_then(|written| written.prove(progress))
         .and_then(|proven| proven.arm(1))
         .map_err(written)?;

@@ -8,6 +8,7 @@ use super::Failure;
 use crate::config::Config;
 use crate::host::bounded::read_bounded;
 use crate::reason::{Reason, Why};
+use crate::registry::meter::{Limits, Meter};
 use crate::registry::reference::{Reference, Version};
 use crate::registry::{self, Registry, RegistryAccess};
 use crate::trust::Policy;
@@ -92,9 +93,14 @@ fn part(to: &str) -> Option<Version> {
     (!to.contains(['/', ':'])).then(|| Version::Tag(to.to_string()))
 }
 
-/// How registries are reached, from configuration.
+/// How registries are reached, from configuration; with a meter of its own, so one access is one bill.
 pub fn access(config: &Config) -> RegistryAccess {
+    let limits = Limits {
+        bytes_per_sec: config.source.bandwidth.map(|pace| pace.0),
+        budget_bytes: config.source.budget.map(|budget| budget.0),
+    };
     RegistryAccess {
+        meter: Meter::new(limits),
         plain_http: config.source.plain_http.clone(),
         ca_file: config.source.ca_file.clone(),
         auth_file: config.source.auth_file.clone(),
@@ -105,6 +111,38 @@ pub fn access(config: &Config) -> RegistryAccess {
 /// Opens the place that `reference` names.
 pub fn open(reference: &Reference, access: &RegistryAccess) -> Result<Box<dyn Registry>, Failure> {
     registry::open(reference, access).map_err(|e| Failure::before(crate::install::registry_reason(&e), e))
+}
+
+/// The same, with the configured mirrors before it where it is the configured repository.
+pub fn open_mirrored(
+    config: &Config,
+    reference: &Reference,
+    access: &RegistryAccess,
+) -> Result<Box<dyn Registry>, Failure> {
+    let opened = registry::open_mirrored(reference, &mirrors(config, reference)?, access);
+    opened.map_err(|e| Failure::before(crate::install::registry_reason(&e), e))
+}
+
+/// The mirrors of a repository: none unless it is the configured one, since others do not lie there.
+pub fn mirrors(config: &Config, reference: &Reference) -> Result<Vec<Reference>, Failure> {
+    let configured = config.source.image.as_deref().and_then(|image| image.parse::<Reference>().ok());
+    if configured.is_none_or(|configured| configured.source != reference.source) {
+        return Ok(Vec::new());
+    }
+    config.source.mirrors.iter().map(|text| mirror(text)).collect()
+}
+
+fn mirror(text: &str) -> Result<Reference, Failure> {
+    let invalid = |detail: String| Failure::refused(Why::new(Reason::ConfigInvalid, detail));
+    let mirror: Reference = text
+        .parse()
+        .map_err(|e| invalid(format!("`mirrors` under [source]: {}", crate::engine::chain(&e))))?;
+    if mirror.version.is_some() {
+        return Err(invalid(format!(
+            "`mirrors` under [source]: `{text}` names an image; a mirror is a repository, without tag or digest"
+        )));
+    }
+    Ok(mirror)
 }
 
 /// The digest that a reference stands for now; asked once, used ever after.

@@ -7,7 +7,7 @@ use sha2::Digest as _;
 use zstd::bulk::Decompressor;
 use zstd::zstd_safe::find_frame_compressed_size;
 
-use super::index::{FrameBody, FrameRef};
+use super::index::{ChunkRef, FrameBody, FrameRef};
 
 /// The first four bytes of a zstd frame (RFC 8878, 3.1.1). Skippable and pre-1.0 frames begin otherwise.
 const ZSTD_MAGIC: [u8; 4] = [0x28, 0xb5, 0x2f, 0xfd];
@@ -76,37 +76,51 @@ impl FrameDecoder {
         raw_bytes: usize,
         raw: &mut Vec<u8>,
     ) -> Result<(), FrameError> {
-        let found = frame_bytes(compressed)?;
-        if found != compressed.len() {
-            return Err(FrameError::CompressedLength {
-                found: found as u64,
-                expected: compressed.len() as u64,
-            });
-        }
-        raw.clear();
-        raw.try_reserve_exact(raw_bytes).map_err(|_| FrameError::Memory)?;
-        raw.resize(raw_bytes, 0);
-        match self.0.decompress_to_buffer(compressed, raw.as_mut_slice()) {
-            Ok(length) if length == raw_bytes => Ok(()),
-            _ => {
-                raw.clear();
-                Err(FrameError::RawLength { expected: raw_bytes as u64 })
-            }
-        }
+        decode_one(compressed, raw_bytes, raw, |out| self.0.decompress_to_buffer(compressed, out).ok())
     }
+}
+
+/// Has `decode` fill `raw` (emptied first) with exactly `raw_bytes` bytes of `compressed`, which must be one frame and
+/// nothing else. `decode` is given a buffer of that length and says how much of it was filled.
+pub(super) fn decode_one(
+    compressed: &[u8],
+    raw_bytes: usize,
+    raw: &mut Vec<u8>,
+    decode: impl FnOnce(&mut [u8]) -> Option<usize>,
+) -> Result<(), FrameError> {
+    let found = frame_bytes(compressed)?;
+    if found != compressed.len() {
+        return Err(FrameError::CompressedLength { found: found as u64, expected: compressed.len() as u64 });
+    }
+    raw.clear();
+    raw.try_reserve_exact(raw_bytes).map_err(|_| FrameError::Memory)?;
+    raw.resize(raw_bytes, 0);
+    if decode(raw.as_mut_slice()) == Some(raw_bytes) {
+        return Ok(());
+    }
+    raw.clear();
+    Err(FrameError::RawLength { expected: raw_bytes as u64 })
 }
 
 /// Compares raw bytes with the chunks of their frame, as decoded or as read from a slot. A zero run has no chunks and
 /// never matches.
 pub fn chunks_match(frame: &FrameRef<'_>, raw: &[u8]) -> Result<(), FrameError> {
-    let wrong_length = FrameError::RawLength { expected: frame.raw_bytes };
-    let FrameBody::Chunks(chunks) = frame.body else { return Err(wrong_length) };
+    match frame.body {
+        FrameBody::Zero => Err(FrameError::RawLength { expected: frame.raw_bytes }),
+        FrameBody::Chunks(chunks) => chunks_are(chunks, frame.raw_offset, raw),
+    }
+}
+
+/// Compares raw bytes, which begin at byte `raw_offset` of the image, with chunks that follow each other there.
+pub fn chunks_are(chunks: &[ChunkRef], raw_offset: u64, raw: &[u8]) -> Result<(), FrameError> {
+    let wrong_length =
+        || FrameError::RawLength { expected: chunks.iter().map(|chunk| u64::from(chunk.raw_bytes)).sum() };
     let mut rest = raw;
-    let mut raw_offset = frame.raw_offset;
+    let mut raw_offset = raw_offset;
     for chunk in chunks {
         // The index has checked that the lengths add up; a caller's mistake must still not panic here.
         let Some((bytes, behind)) = rest.split_at_checked(chunk.raw_bytes as usize) else {
-            return Err(wrong_length);
+            return Err(wrong_length());
         };
         if sha2::Sha256::digest(bytes).as_slice() != chunk.sha256 {
             return Err(FrameError::Chunk { raw_offset });
@@ -114,7 +128,7 @@ pub fn chunks_match(frame: &FrameRef<'_>, raw: &[u8]) -> Result<(), FrameError> 
         rest = behind;
         raw_offset += u64::from(chunk.raw_bytes);
     }
-    if rest.is_empty() { Ok(()) } else { Err(wrong_length) }
+    if rest.is_empty() { Ok(()) } else { Err(wrong_length()) }
 }
 
 /// Length of the frame that `bytes` begins with, found without decoding it.

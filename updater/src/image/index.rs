@@ -7,6 +7,7 @@
 //! blob, without gap or overlap; every number was checked before anything was allocated by it.
 
 use std::fmt;
+use std::ops::Range;
 
 use super::BLOCK_BYTES;
 use super::frame::FrameError;
@@ -14,7 +15,10 @@ use super::frame::FrameError;
 mod wire;
 mod writer;
 
+pub(super) use wire::frame_blob_bytes_max;
 pub use wire::{PageRef, Root};
+#[cfg(feature = "author")]
+pub(crate) use writer::ends_page;
 pub use writer::{BuiltIndex, IndexWriter};
 
 /// The longest chunk in raw bytes.
@@ -61,6 +65,25 @@ pub struct FrameRef<'a> {
     pub raw_bytes: u64,
     /// What it holds.
     pub body: FrameBody<'a>,
+}
+
+impl<'a> FrameRef<'a> {
+    /// Its chunks; none for a zero run.
+    pub fn chunks(&self) -> &'a [ChunkRef] {
+        match self.body {
+            FrameBody::Zero => &[],
+            FrameBody::Chunks(chunks) => chunks,
+        }
+    }
+
+    /// Each of its chunks with the first byte of its place in the raw image.
+    pub fn placed_chunks(&self) -> impl Iterator<Item = (u64, &'a ChunkRef)> + use<'a> {
+        self.chunks().iter().scan(self.raw_offset, |next, chunk| {
+            let raw_offset = *next;
+            *next += u64::from(chunk.raw_bytes);
+            Some((raw_offset, chunk))
+        })
+    }
 }
 
 /// The whole index of a slot layer. 36 bytes a chunk and 24 bytes a frame: about 4 MiB for 1 GiB in 65,536 chunks.
@@ -132,6 +155,46 @@ impl Index {
     /// Frame number `number`, from 0.
     pub fn frame(&self, number: usize) -> Option<FrameRef<'_>> {
         Some(self.frame_between(self.frames.get(number)?, self.frames.get(number + 1)?))
+    }
+
+    /// All chunks in ascending order: a chunk's number is its place in it.
+    pub fn chunks(&self) -> &[ChunkRef] {
+        &self.chunks
+    }
+
+    /// The chunks of frame number `number`, by their numbers; empty for a zero run, and beyond the last frame.
+    pub fn chunks_of(&self, number: usize) -> Range<usize> {
+        match self.frames.get(number..).and_then(<[FrameEntry]>::first_chunk::<2>) {
+            Some([this, next]) => this.first_chunk as usize..next.first_chunk as usize,
+            None => self.chunks.len()..self.chunks.len(),
+        }
+    }
+
+    /// Every chunk with the first byte of its place in the raw image, in ascending order.
+    pub fn placed_chunks(&self) -> impl Iterator<Item = (u64, &ChunkRef)> {
+        self.frames().flat_map(|frame| frame.placed_chunks())
+    }
+
+    /// Number of the first chunk of frame `frame`, and of the one behind it where it is a zero run. Of the number behind
+    /// the last frame: how many chunks there are.
+    pub fn first_chunk(&self, frame: usize) -> Option<usize> {
+        Some(self.frames.get(frame)?.first_chunk as usize)
+    }
+
+    /// Number of the frame that holds chunk number `chunk`.
+    pub fn frame_of(&self, chunk: usize) -> Option<usize> {
+        if chunk >= self.chunks.len() {
+            return None;
+        }
+        // A zero run has the first chunk of the frame behind it: the last of those that begin there holds it.
+        Some(self.frames.partition_point(|frame| frame.first_chunk as usize <= chunk) - 1)
+    }
+
+    /// The chunk that begins at byte `raw_offset` of the raw image, when one does.
+    pub fn chunk_at(&self, raw_offset: u64) -> Option<&ChunkRef> {
+        let frame = self.frames.partition_point(|frame| frame.raw_offset <= raw_offset).checked_sub(1)?;
+        let mut chunks = self.frame(frame)?.placed_chunks();
+        chunks.find(|(place, _)| *place == raw_offset).map(|(_, chunk)| chunk)
     }
 
     fn frame_between<'a>(&'a self, this: &FrameEntry, next: &FrameEntry) -> FrameRef<'a> {

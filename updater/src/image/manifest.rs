@@ -273,7 +273,7 @@ struct WireManifest {
 /// A descriptor without `urls`, `data` or `platform`: content comes from the repository and from nowhere else.
 #[derive(Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
-struct WireDescriptor {
+pub(super) struct WireDescriptor {
     media_type: String,
     digest: Digest,
     size: u64,

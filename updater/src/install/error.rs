@@ -131,6 +131,11 @@ impl InstallError {
         }
     }
 
+    /// True when content has other bytes than were signed: the same content from elsewhere may have the right ones.
+    pub fn is_wrong_bytes(&self) -> bool {
+        matches!(self, InstallError::Chunk(_) | InstallError::BadBootFile { .. })
+    }
+
     pub(super) fn slot(source: impl std::error::Error + Send + Sync + 'static) -> InstallError {
         InstallError::Slot(Box::new(source))
     }
@@ -160,6 +165,7 @@ pub fn registry_reason(error: &RegistryError) -> Reason {
         RegistryError::Unreachable { .. } => Reason::RegistryUnreachable,
         RegistryError::Broken { .. } | RegistryError::TooLarge { .. } => Reason::RegistryBroken,
         RegistryError::Mismatch { .. } | RegistryError::Length { .. } => Reason::CorruptBlob,
+        RegistryError::OverBudget { .. } => Reason::OverBudget,
         RegistryError::Io { .. } => Reason::RegistryUnreachable,
     }
 }

@@ -4,15 +4,23 @@
 //! `architecture.md`: only an [`Install<Proven>`] can be armed, and `Proven` is made by reading everything back, never
 //! from a stored flag. After a restart it is earned again.
 
+mod body;
 mod boot_files;
 pub mod contract;
 mod error;
+mod fetch;
+mod indexes;
 mod journal;
+mod patches;
 mod pipeline;
 mod preflight;
 mod read_back;
 mod release;
+mod stored;
+mod survey;
 mod watched;
+mod work;
+mod write;
 
 use std::sync::Arc;
 
@@ -25,9 +33,10 @@ pub use self::pipeline::Traffic;
 pub use self::preflight::{Offer, preflight};
 pub use self::read_back::{Place, boot_files as boot_files_of, read_back};
 pub use self::release::{PASSPORT, Passport, Release, ReleaseName};
+pub use self::survey::{Ground, Machine as SurveyedMachine, Surveyed, survey};
+use crate::digest::Digest;
 use crate::host::state_dir::StateDir;
 use crate::image::config::VerityInfo;
-use crate::image::index::Index;
 use crate::progress::{Phase, Progress, until_stopped};
 use crate::registry::Registry;
 
@@ -76,25 +85,26 @@ impl<'a> Install<'a, Cleared> {
     pub fn write(
         mut self,
         registry: &dyn Registry,
-        indexes: &[Index],
+        surveyed: &[Surveyed],
         runtime: &tokio::runtime::Handle,
         progress: &dyn Progress,
     ) -> Result<Install<'a, Written>, InstallError> {
         let slot = self.target.slot.slot();
         let journal = journal::Journal::open(self.target.state_dir, self.release.digest, slot)?;
         let mut traffic = Traffic::default();
-        for (layer, index) in self.release.manifest.slots.iter().zip(indexes) {
+        for (layer, surveyed) in self.release.manifest.slots.iter().zip(surveyed) {
             let info = self.release.verity(&layer.name)?.clone();
             let mut tree = TreeWriter::new(verity_params(&info), self.target.slot.verity())
                 .map_err(InstallError::tree)?;
             let job = pipeline::SlotJob {
                 registry,
                 blob: &layer.blob,
-                index,
+                surveyed,
                 device: self.target.slot.root(),
                 journal: &journal,
                 progress,
             };
+            traffic.add(surveyed.traffic);
             traffic.add(job.run(runtime, &mut tree)?);
             let found = tree.finish().map_err(InstallError::tree)?;
             self.target.slot.verity().flush().map_err(InstallError::writing_slot)?;
@@ -104,6 +114,7 @@ impl<'a> Install<'a, Cleared> {
                     found: hex::encode(found.0),
                 });
             }
+            stored::settle(self.target.state_dir, slot, &layer.name);
         }
         self.traffic = traffic;
         self.write_boot_files(registry, runtime, progress)?;
@@ -119,11 +130,17 @@ impl<'a> Install<'a, Cleared> {
     ) -> Result<(), InstallError> {
         let layers = &self.release.manifest.boot;
         progress.begin(Phase::Boot, layers.iter().map(|layer| layer.blob.size).sum());
+        let source = boot_files::Source {
+            registry,
+            bootloader: &*self.target.bootloader,
+            other: self.target.slot.slot().other(),
+            state_dir: self.target.state_dir.path(),
+            progress,
+        };
         let mut files = Vec::new();
         for layer in layers {
-            let fetching = boot_files::fetch(registry, layer, self.target.state_dir.path(), progress);
             let (file, fetched) = runtime
-                .block_on(until_stopped(progress, fetching))
+                .block_on(until_stopped(progress, source.bring(layer)))
                 .unwrap_or(Err(InstallError::Interrupted))?;
             self.traffic.fetched += fetched;
             self.traffic.requests += u64::from(fetched > 0);
@@ -198,13 +215,14 @@ pub(crate) fn verity_params(info: &VerityInfo) -> VerityParams {
     }
 }
 
-/// What writing `release` to an empty slot costs at most, without touching anything.
-pub fn plan(release: &Release, indexes: &[Index]) -> Traffic {
+/// What an update to `release` costs, as far as the survey can tell, where the running slot has boot files with the digests
+/// `held`; nothing is touched.
+pub fn plan(release: &Release, surveyed: &[Surveyed], held: &[Digest]) -> Traffic {
     let mut traffic = Traffic::default();
-    for index in indexes {
-        traffic.add(pipeline::cost(index));
+    for surveyed in surveyed {
+        traffic.add(surveyed.plan());
     }
-    for layer in &release.manifest.boot {
+    for layer in release.manifest.boot.iter().filter(|layer| !held.contains(&layer.blob.digest)) {
         traffic.fetched += layer.blob.size;
         traffic.requests += 1;
     }

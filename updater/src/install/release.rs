@@ -8,7 +8,6 @@ use serde::{Deserialize, Serialize};
 use super::InstallError;
 use crate::digest::Digest;
 use crate::image::config::{CONFIG_BYTES_MAX, OsConfig, VerityInfo};
-use crate::image::index::Index;
 use crate::image::manifest::{Descriptor, MANIFEST_BYTES_MAX, OsManifest};
 use crate::image::release::{RELEASE_BYTES_MAX, ReleaseIndex, is_release_index};
 use crate::registry::{Registry, evidence};
@@ -147,17 +146,6 @@ impl Release {
             version: self.version().to_owned(),
             digest: self.digest,
         }
-    }
-
-    /// The chunk index of each slot layer, in the manifest's order, checked against manifest and config.
-    pub async fn indexes(&self, registry: &dyn Registry) -> Result<Vec<Index>, InstallError> {
-        let mut indexes = Vec::new();
-        for layer in &self.manifest.slots {
-            let raw = self.slot_bytes(&layer.name)?;
-            let bytes = registry.blob(&layer.index, Index::blob_bytes_max(raw)).await?;
-            indexes.push(Index::parse(&bytes, raw, layer.blob.size)?);
-        }
-        Ok(indexes)
     }
 
     /// Raw bytes of the slot partition `name`, from the signed config.

@@ -14,8 +14,9 @@ use uuid::Uuid;
 
 use super::initramfs::{self, InitramfsError, InitramfsRequest};
 use super::layer::{self, LayerError, LayerOptions};
+use super::like::Like;
 use super::modules::Selection;
-use super::rootfs::{self, BLOCK_BYTES, RootfsError};
+use super::rootfs::{self, BLOCK_BYTES, MadeRoot, RootOptions, RootfsError};
 use super::uki::{self, ROOTHASH_WORD, UkiError};
 use crate::digest::Digest;
 use crate::file::{self, FileError};
@@ -30,7 +31,7 @@ use crate::registry::{self, Registry, RegistryError};
 /// The first updater that understands what is built here: it moves when the format gains something older ones lack.
 const UPDATER_MIN: &str = "0.1.0";
 /// The one slot partition of an OS image.
-const ROOT: &str = "root";
+pub(crate) const ROOT: &str = "root";
 /// Two blocks: a dm-verity tree over one block has no block of its own to know the slot by.
 const ROOT_BYTES_MIN: u64 = 2 * BLOCK_BYTES;
 
@@ -53,12 +54,16 @@ pub struct BuildRequest {
     pub root: RootSource,
     /// Takes a root folder without the contract file.
     pub foreign: bool,
+    /// Packed kernel modules of a root folder stay packed.
+    pub keep_compressed_modules: bool,
     /// How it boots.
     pub boot: BootSource,
     /// dm-verity's salt; from the contents when `None`.
     pub verity_salt: Option<Vec<u8>>,
     /// Compression level of the chunks, 1 to 19.
     pub level: i32,
+    /// Earlier releases of it, so that an update from one of them fetches and writes less.
+    pub like: Like,
     /// The OCI layout folder; made when missing, added to when there.
     pub output: PathBuf,
     /// The tag in that folder; the version when `None`.
@@ -143,6 +148,8 @@ pub struct Built {
     pub cmdline: String,
     /// Modules of the packed initramfs, when one was packed.
     pub modules: Option<Selection>,
+    /// What became of the root folder on its way into the image, a sentence each.
+    pub notes: Vec<String>,
 }
 
 /// Why there is no release. Nothing is under the tag; what was there before still is.
@@ -217,13 +224,14 @@ pub async fn build(request: BuildRequest, progress: Progress) -> Result<Built, B
         roothash: staged.roothash,
         cmdline: staged.cmdline,
         modules: staged.modules,
+        notes: staged.notes,
     })
 }
 
 /// The dm-verity root hash that `build` would give this root, to make a UKI with.
 pub fn roothash(root: &RootSource, foreign: bool, verity_salt: Option<&[u8]>) -> Result<String, BuildError> {
     let work = work_folder(&std::env::temp_dir())?;
-    let root = RootImage::make(root, foreign, work.path())?;
+    let (root, _) = RootImage::make(root, foreign, work.path(), &RootOptions::default())?;
     Ok(hex::encode(root.verity(verity_salt)?.root))
 }
 
@@ -237,6 +245,7 @@ struct Staged {
     roothash: String,
     cmdline: String,
     modules: Option<Selection>,
+    notes: Vec<String>,
     /// Holds `slot_blob`; emptied when this is dropped.
     _work: tempfile::TempDir,
 }
@@ -246,7 +255,11 @@ fn stage(request: &BuildRequest, progress: &Progress) -> Result<Staged, BuildErr
     check_words(request)?;
     let work = work_folder(&request.output)?;
     progress(BuildStep::Root);
-    let root = RootImage::make(&request.root, request.foreign, work.path())?;
+    let options = RootOptions {
+        previous: request.like.root.as_ref().map(|root| root.path()),
+        keep_compressed_modules: request.keep_compressed_modules,
+    };
+    let (root, made) = RootImage::make(&request.root, request.foreign, work.path(), &options)?;
     progress(BuildStep::Verity);
     let verity = root.verity(request.verity_salt.as_deref())?;
     let roothash = hex::encode(verity.root);
@@ -254,7 +267,7 @@ fn stage(request: &BuildRequest, progress: &Progress) -> Result<Staged, BuildErr
     let boot = BootSet::read(&request.boot, &roothash)?;
 
     let slot_blob = work.path().join("root.zst");
-    let layer = write_slot(&root, &slot_blob, request.level, progress)?;
+    let layer = write_slot(&root, &slot_blob, request, progress)?;
     let content = SlotContent {
         name: ROOT.into(),
         bytes: layer.raw_bytes,
@@ -276,6 +289,7 @@ fn stage(request: &BuildRequest, progress: &Progress) -> Result<Staged, BuildErr
         roothash,
         cmdline,
         modules,
+        notes: made.iter().flat_map(MadeRoot::notes).collect(),
         _work: work,
     })
 }
@@ -312,7 +326,14 @@ struct RootImage {
 }
 
 impl RootImage {
-    fn make(root: &RootSource, foreign: bool, work: &Path) -> Result<RootImage, BuildError> {
+    /// `options` are for a root folder; what came of them is told beside the image.
+    fn make(
+        root: &RootSource,
+        foreign: bool,
+        work: &Path,
+        options: &RootOptions<'_>,
+    ) -> Result<(RootImage, Option<MadeRoot>), BuildError> {
+        let mut made = None;
         let path = match root {
             RootSource::Partition(path) => path.clone(),
             RootSource::Folder(path) => {
@@ -320,7 +341,7 @@ impl RootImage {
                     rootfs::check_contract(path)?;
                 }
                 let image = work.join("root.erofs");
-                rootfs::make_erofs(path, &image)?;
+                made = Some(rootfs::make_root(path, &image, options)?);
                 image
             }
         };
@@ -334,7 +355,7 @@ impl RootImage {
         let mut image = RootImage { path, file_bytes, bytes, sha256: Digest::of(&[]) };
         let sha256 = file::sha256(image.reader()?).map_err(FileError::of("reading", &image.path))?;
         image.sha256 = Digest::from_raw(sha256);
-        Ok(image)
+        Ok((image, made))
     }
 
     /// The raw bytes, in whole blocks.
@@ -415,7 +436,7 @@ fn complete_cmdline(cmdline: &str, roothash: &str) -> String {
 fn write_slot(
     root: &RootImage,
     blob: &Path,
-    level: i32,
+    request: &BuildRequest,
     progress: &Progress,
 ) -> Result<layer::Layer, BuildError> {
     let total = root.bytes;
@@ -426,7 +447,8 @@ fn write_slot(
     };
     told(0);
     let out = io::BufWriter::new(File::create(blob).map_err(FileError::of("making", blob))?);
-    let options = LayerOptions { level, ..LayerOptions::default() };
+    let known = request.like.known.clone();
+    let options = LayerOptions { level: request.level, known, ..LayerOptions::default() };
     let layer = layer::write_layer(root.reader()?, out, &options, &told)?;
     if (layer.raw_bytes, layer.raw_sha256) != (root.bytes, root.sha256) {
         return Err(BuildError::RootChanged { path: root.path.clone() });

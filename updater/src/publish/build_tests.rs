@@ -45,6 +45,7 @@ impl Inputs {
             ram_bytes: 256 << 20,
             root: RootSource::Partition(self.path("root.img")),
             foreign: false,
+            keep_compressed_modules: false,
             boot: BootSource::Kernel {
                 kernel: self.path("vmlinuz"),
                 initrd: InitrdSource::Packed(InitramfsRequest {
@@ -58,6 +59,7 @@ impl Inputs {
             },
             verity_salt: None,
             level: 3,
+            like: Like::default(),
             output: self.path("release"),
             tag: None,
         }

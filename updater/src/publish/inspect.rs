@@ -159,6 +159,21 @@ pub async fn read(registry: &dyn Registry, digest: &Digest) -> Result<Unverified
     Ok(UnverifiedRelease { manifest_bytes, manifest, config, indexes })
 }
 
+/// The OS image of the release `digest`: itself, or the one that a release index binds.
+pub async fn os_image(registry: &dyn Registry, digest: &Digest) -> Result<Digest, ReadError> {
+    let bytes = registry.manifest(digest, RELEASE_BYTES_MAX.max(MANIFEST_BYTES_MAX)).await?;
+    if is_release_index(&bytes) { Ok(ReleaseIndex::parse(&bytes)?.os.digest) } else { Ok(*digest) }
+}
+
+/// Reads the OS image of the release `digest`, with the image's own digest.
+pub async fn read_os(
+    registry: &dyn Registry,
+    digest: &Digest,
+) -> Result<(Digest, UnverifiedRelease), ReadError> {
+    let image = os_image(registry, digest).await?;
+    Ok((image, read(registry, &image).await?))
+}
+
 async fn read_index(registry: &dyn Registry, layer: &SlotLayer, raw_bytes: u64) -> Result<Index, ReadError> {
     let bytes = registry.blob(&layer.index, Index::blob_bytes_max(raw_bytes)).await?;
     Index::parse(&bytes, raw_bytes, layer.blob.size)

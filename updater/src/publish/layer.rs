@@ -2,27 +2,35 @@
 //!
 //! A reader cuts and hashes the whole, workers hash and compress single pieces, the caller's thread writes them in order.
 //! With no earlier release named each chunk is a frame of its own, as grouping blind to any base costs more than it saves;
-//! zero runs are frames too, so that `zstd -d` of the blob gives the raw image.
+//! with one, neighbours share frames (`group`). Zero runs are frames too, so that `zstd -d` of the blob gives the raw image.
 //!
-//! Not here: cut points (`chunker`), the index's bytes (`image::index`). Rule: the result does not depend on the number
+//! Not here: cut points (`image::chunker`), the index's bytes (`image::index`). Rule: the result does not depend on the number
 //! of threads, and an index is handed out only after the device's own parser has accepted it.
 
 use std::io::{self, Read, Write};
+use std::sync::Arc;
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 
 use serde::Serialize;
 use sha2::{Digest as _, Sha256};
 use zstd::bulk::Compressor;
 
-use super::chunker::{Chunker, Piece};
+use super::like::KnownChunks;
 use crate::digest::Digest;
+use crate::image::chunker::{Chunker, Piece};
 use crate::image::index::{ChunkRef, FrameBody, Index, IndexError, IndexWriter};
 use crate::image::manifest::{Descriptor, IndexRoot, index_descriptor, slot_descriptor};
 
+mod group;
+
+use group::{Grouper, Job};
+
 /// The zstd level of a release: 12 costs 1 to 7 % more bytes on every device.
 pub const RELEASE_LEVEL: i32 = 19;
-/// Pieces that wait before and behind each worker; with 64 KiB chunks 8 MiB a worker.
-const PIECES_IN_FLIGHT: usize = 64;
+/// Chunks that wait before and behind each worker, each a frame of its own; with 64 KiB chunks 8 MiB a worker.
+const CHUNKS_IN_FLIGHT: usize = 64;
+/// The same for groups of chunks, of up to 256 KiB.
+const GROUPS_IN_FLIGHT: usize = 16;
 /// More than this many threads are not started.
 const THREADS_MAX: usize = 64;
 
@@ -33,13 +41,15 @@ pub struct LayerOptions {
     pub level: i32,
     /// Threads that compress.
     pub threads: usize,
+    /// The chunks that earlier releases have. With none, each chunk is a frame of its own.
+    pub known: Arc<KnownChunks>,
 }
 
 impl Default for LayerOptions {
-    /// [`RELEASE_LEVEL`] on all processors.
+    /// [`RELEASE_LEVEL`] on all processors, no earlier release.
     fn default() -> LayerOptions {
         let threads = std::thread::available_parallelism().map_or(1, usize::from);
-        LayerOptions { level: RELEASE_LEVEL, threads }
+        LayerOptions { level: RELEASE_LEVEL, threads, known: Arc::default() }
     }
 }
 
@@ -161,16 +171,18 @@ pub fn write_layer(
     progress: &dyn Fn(u64),
 ) -> Result<Layer, LayerError> {
     let threads = options.threads.clamp(1, THREADS_MAX);
+    let in_flight = if options.known.is_empty() { CHUNKS_IN_FLIGHT } else { GROUPS_IN_FLIGHT };
+    let grouper = Grouper::new(options.known.clone());
     std::thread::scope(|scope| {
         let (mut jobs, mut results) = (Vec::new(), Vec::new());
         for _ in 0..threads {
-            let (job_to, job_from) = sync_channel(PIECES_IN_FLIGHT);
-            let (result_to, result_from) = sync_channel(PIECES_IN_FLIGHT);
+            let (job_to, job_from) = sync_channel(in_flight);
+            let (result_to, result_from) = sync_channel(in_flight);
             scope.spawn(move || compress(options.level, job_from, result_to));
             jobs.push(job_to);
             results.push(result_from);
         }
-        let reader = scope.spawn(move || read(raw, jobs));
+        let reader = scope.spawn(move || read(raw, grouper, jobs));
         let collected = collect(results, &mut blob, progress);
         // The reader's error is the cause: it closes the channels and the collector sees only an early end.
         let (raw_bytes, raw_sha256) = reader.join().map_err(|_| LayerError::Worker)??;
@@ -183,21 +195,32 @@ pub fn write_layer(
     })
 }
 
-/// The first stage: cuts, hashes the whole, deals the pieces out in turn.
-fn read(raw: impl Read, jobs: Vec<SyncSender<Piece>>) -> Result<(u64, Digest), LayerError> {
+/// The first stage: cuts, hashes the whole, groups, deals the frames out in turn.
+fn read(
+    raw: impl Read,
+    mut grouper: Grouper,
+    jobs: Vec<SyncSender<Job>>,
+) -> Result<(u64, Digest), LayerError> {
     let mut sha256 = Sha256::new();
     let mut offset = 0;
-    for (piece, to) in Chunker::new(raw).zip(jobs.iter().cycle()) {
+    let mut turns = jobs.iter().cycle();
+    // Where sending fails the worker or the collector stopped; its own error says why.
+    let mut send = |job| turns.next().is_some_and(|to| to.send(job).is_ok());
+    let mut heard = true;
+    for piece in Chunker::new(raw) {
         let piece = piece.map_err(|source| LayerError::Read { offset, source })?;
         match &piece {
             Piece::Zero(bytes) => hash_zeros(&mut sha256, *bytes),
             Piece::Chunk(bytes) => sha256.update(bytes),
         }
         offset += piece.bytes();
-        if to.send(piece).is_err() {
-            // The worker or the collector stopped; its own error says why.
+        heard = grouper.push(piece).all(&mut send);
+        if !heard {
             break;
         }
+    }
+    if heard && let Some(last) = grouper.close() {
+        send(last);
     }
     Ok((offset, Digest::from_raw(sha256.finalize().into())))
 }
@@ -218,16 +241,16 @@ impl Piece {
     }
 }
 
-/// A compressed piece.
+/// A compressed frame.
 struct Frame {
     raw_bytes: u32,
-    /// `None` for zeros.
-    sha256: Option<[u8; 32]>,
+    /// None for zeros.
+    chunks: Vec<ChunkRef>,
     compressed: Vec<u8>,
 }
 
 /// The middle stage.
-fn compress(level: i32, jobs: Receiver<Piece>, results: SyncSender<Result<Frame, LayerError>>) {
+fn compress(level: i32, jobs: Receiver<Job>, results: SyncSender<Result<Frame, LayerError>>) {
     let mut compressor = match Compressor::new(level) {
         Ok(compressor) => compressor,
         Err(source) => {
@@ -235,25 +258,27 @@ fn compress(level: i32, jobs: Receiver<Piece>, results: SyncSender<Result<Frame,
             return;
         }
     };
-    for piece in jobs {
-        let frame = compress_piece(&mut compressor, &piece).map_err(|source| LayerError::Compress { source });
+    for job in jobs {
+        let frame = compress_job(&mut compressor, job).map_err(|source| LayerError::Compress { source });
         if results.send(frame).is_err() {
             return;
         }
     }
 }
 
-fn compress_piece(compressor: &mut Compressor<'_>, piece: &Piece) -> io::Result<Frame> {
-    Ok(match piece {
-        Piece::Zero(bytes) => {
-            Frame { raw_bytes: *bytes, sha256: None, compressed: compress_zeros(u64::from(*bytes))? }
+fn compress_job(compressor: &mut Compressor<'_>, job: Job) -> io::Result<Frame> {
+    let (raw, chunks) = match job {
+        Job::Zero(bytes) => {
+            let compressed = compress_zeros(u64::from(bytes))?;
+            return Ok(Frame { raw_bytes: bytes, chunks: Vec::new(), compressed });
         }
-        Piece::Chunk(bytes) => Frame {
-            raw_bytes: bytes.len() as u32,
-            sha256: Some(Sha256::digest(bytes).into()),
-            compressed: compressor.compress(bytes)?,
-        },
-    })
+        Job::Chunk(raw) => {
+            let chunk = ChunkRef { raw_bytes: raw.len() as u32, sha256: Sha256::digest(&raw).into() };
+            (raw, vec![chunk])
+        }
+        Job::Group(group) => (group.raw, group.chunks),
+    };
+    Ok(Frame { raw_bytes: raw.len() as u32, chunks, compressed: compressor.compress(&raw)? })
 }
 
 /// A frame of zeros, streamed: 64 MiB of them need no buffer, and the lowest level finds them all.
@@ -293,9 +318,8 @@ fn collect(
 
 impl Collected {
     fn push(&mut self, frame: &Frame) -> Result<(), IndexError> {
-        let chunk = frame.sha256.map(|sha256| ChunkRef { raw_bytes: frame.raw_bytes, sha256 });
         let blob_bytes = frame.compressed.len() as u32;
-        self.index.push_frame(blob_bytes, frame.raw_bytes, chunk.as_slice())?;
+        self.index.push_frame(blob_bytes, frame.raw_bytes, &frame.chunks)?;
         self.raw_bytes += u64::from(frame.raw_bytes);
         self.blob_bytes += u64::from(blob_bytes);
         Ok(())

@@ -14,7 +14,7 @@ const FAST: i32 = 3;
 
 fn layer(raw: &[u8], threads: usize) -> (Layer, Vec<u8>) {
     let mut blob = Vec::new();
-    let options = LayerOptions { level: FAST, threads };
+    let options = LayerOptions { level: FAST, threads, ..LayerOptions::default() };
     let layer = write_layer(raw, &mut blob, &options, &|_| {}).unwrap();
     (layer, blob)
 }
@@ -76,7 +76,7 @@ proptest! {
 
 #[test]
 fn the_zstd_program_turns_the_whole_blob_into_the_raw_image_and_accepts_the_index() {
-    let mut raw = super::super::chunker::noise(300, 7);
+    let mut raw = crate::image::chunker::noise(300, 7);
     raw.extend(vec![0; 65 << 20]);
     raw.extend(vec![0x5a; 100 * BLOCK_BYTES as usize]);
     let (layer, blob) = layer(&raw, 2);
@@ -102,10 +102,10 @@ fn zstd_d(blob: &[u8]) -> Vec<u8> {
 
 #[test]
 fn progress_adds_up_and_the_counts_are_those_of_the_image() {
-    let mut raw = super::super::chunker::noise(50, 8);
+    let mut raw = crate::image::chunker::noise(50, 8);
     raw.extend(vec![0; 20 * BLOCK_BYTES as usize]);
     let done = std::cell::Cell::new(0);
-    let options = LayerOptions { level: FAST, threads: 2 };
+    let options = LayerOptions { level: FAST, threads: 2, ..LayerOptions::default() };
     let progress = |bytes| done.set(done.get() + bytes);
     let layer = write_layer(raw.as_slice(), io::sink(), &options, &progress).unwrap();
     assert_eq!(done.get(), raw.len() as u64);
@@ -130,8 +130,8 @@ fn a_failing_reader_or_writer_is_named_and_no_thread_hangs() {
             Ok(())
         }
     }
-    let raw = super::super::chunker::noise(2000, 9);
-    let options = LayerOptions { level: FAST, threads: 2 };
+    let raw = crate::image::chunker::noise(2000, 9);
+    let options = LayerOptions { level: FAST, threads: 2, ..LayerOptions::default() };
     let read = write_layer(Failing, io::sink(), &options, &|_| {});
     assert!(matches!(read, Err(LayerError::Read { offset: 0, .. })), "{read:?}");
     let write = write_layer(raw.as_slice(), Failing, &options, &|_| {});
@@ -142,8 +142,8 @@ fn a_failing_reader_or_writer_is_named_and_no_thread_hangs() {
 
 #[test]
 fn a_page_of_the_index_is_the_same_in_a_release_that_moved_it() {
-    let old = super::super::chunker::noise(6000, 10);
-    let mut new = super::super::chunker::noise(7, 11);
+    let old = crate::image::chunker::noise(6000, 10);
+    let mut new = crate::image::chunker::noise(7, 11);
     new.extend(&old);
     let pages = |raw: &[u8]| {
         let (layer, _) = layer(raw, 2);
@@ -155,4 +155,59 @@ fn a_page_of_the_index_is_the_same_in_a_release_that_moved_it() {
     let (old, new) = (pages(&old), pages(&new));
     let kept = new.iter().filter(|page| old.contains(page)).count();
     assert!(old.len() >= 15 && kept + 3 >= old.len(), "{kept} of {} pages kept", old.len());
+}
+
+#[test]
+fn with_an_earlier_release_frames_hold_its_chunks_or_new_ones_and_never_both() {
+    let old = crate::image::chunker::noise(1500, 12);
+    let (old_layer, _) = layer(&old, 2);
+    let parsed = |layer: &Layer| Index::parse(&layer.index, layer.raw_bytes, layer.blob_bytes).unwrap();
+    let mut known = KnownChunks::default();
+    known.add(&parsed(&old_layer));
+    let mut new = old.clone();
+    (0..40).for_each(|n| new[n * 150_000] ^= 1);
+    let more = crate::image::chunker::noise(300, 13);
+    new.splice(700 * BLOCK_BYTES as usize..700 * BLOCK_BYTES as usize, more);
+    new.extend(vec![0; 5 * BLOCK_BYTES as usize]);
+    new.extend(crate::image::chunker::noise(3, 14));
+
+    let known = Arc::new(known);
+    let grouped = |threads| {
+        let mut blob = Vec::new();
+        let options = LayerOptions { level: FAST, threads, known: known.clone() };
+        let layer = write_layer(new.as_slice(), &mut blob, &options, &|_| {}).unwrap();
+        (layer, blob)
+    };
+    let (one, blob) = grouped(1);
+    let (three, three_blob) = grouped(3);
+    assert!(one == three && blob == three_blob);
+    assert!(restore(&one, &blob) == new && zstd_d(&blob) == new);
+
+    let index = parsed(&one);
+    let mut longest = [0, 0];
+    for frame in index.frames() {
+        let is_known = |chunk: &ChunkRef| known.contains(chunk);
+        let chunks = frame.chunks();
+        assert!(chunks.iter().all(is_known) || !chunks.iter().any(is_known), "{frame:?} mixes");
+        let before_last = &chunks[..chunks.len().saturating_sub(1)];
+        assert!(!before_last.iter().any(crate::image::index::ends_page), "{frame:?} goes over a page's end");
+        if let Some(first) = chunks.first() {
+            let longest = &mut longest[usize::from(is_known(first))];
+            *longest = chunks.len().max(*longest);
+        }
+    }
+    assert!(longest[0] > 8 && longest[1] == 1, "{longest:?} chunks in a frame: known ones as they were");
+
+    // A third release, like the second: what that one put into frames together stays together, byte for byte.
+    let mut known = KnownChunks::default();
+    known.add(&index);
+    new.truncate(1500 * BLOCK_BYTES as usize);
+    let options = LayerOptions { level: FAST, threads: 2, known: Arc::new(known) };
+    let again = write_layer(new.as_slice(), &mut Vec::new(), &options, &|_| {}).unwrap();
+    let bodies = |index: &Index| -> Vec<(u32, Vec<ChunkRef>)> {
+        index.frames().map(|frame| (frame.blob_bytes, frame.chunks().to_vec())).collect()
+    };
+    let (before, after) = (bodies(&index), bodies(&parsed(&again)));
+    let same = after.iter().zip(&before).take_while(|(a, b)| a == b).count();
+    assert!(same + 1 >= after.len() && after.len() > 100, "{same} of {} frames are the same", after.len());
 }

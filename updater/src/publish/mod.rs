@@ -2,15 +2,22 @@
 //!
 //! Not here: anything a device runs. Rule: the same inputs give the same bytes, whatever the machine or number of threads.
 
+pub mod attach;
 pub mod bind;
 pub mod build;
-pub mod chunker;
 pub mod container;
+pub mod diff;
+pub mod erofs_layout;
 pub mod initramfs;
 pub mod inspect;
 pub mod layer;
+pub mod like;
+pub mod link_tree;
 pub mod modules;
+pub mod patch;
+pub mod plain_modules;
 pub mod push;
+pub mod raw_image;
 pub mod rootfs;
 pub mod sign;
 pub mod uki;

@@ -82,7 +82,7 @@ pub enum ModulesError {
     },
     /// A form of compression that is not read here.
     #[error(
-        "while unpacking {path}: only .ko, .ko.xz and .ko.zst are read; unpack the modules and run depmod again"
+        "while unpacking {path}: only .ko, .ko.xz, .ko.zst and .ko.gz are read; unpack the modules and run depmod again"
     )]
     Compression {
         /// The module.
@@ -210,7 +210,8 @@ impl Index {
     }
 }
 
-fn release_of(dir: &Path) -> Result<String, ModulesError> {
+/// The kernel release that a modules folder is named by.
+pub(super) fn release_of(dir: &Path) -> Result<String, ModulesError> {
     let plain = |c: char| c.is_ascii_alphanumeric() || ".-_+~".contains(c);
     dir.file_name()
         .and_then(|name| name.to_str())
@@ -288,12 +289,14 @@ fn uncompressed_name(path: &str) -> &str {
     path.find(".ko").map_or(path, |at| &path[..at + ".ko".len()])
 }
 
-fn unpack(root: Option<&Path>, path: &Path) -> Result<Vec<u8>, ModulesError> {
+/// The module in that file, unpacked when its name says that it is packed.
+pub(super) fn unpack(root: Option<&Path>, path: &Path) -> Result<Vec<u8>, ModulesError> {
     let packed = file::read_inside(root, path, MODULE_BYTES_MAX)?;
     let unpacked = match path.extension().and_then(|e| e.to_str()) {
         Some("ko") => Ok(packed),
         Some("xz") => read_capped(lzma_rust2::XzReader::new_mem_limit(&packed[..], true, XZ_MEMORY_KIB_MAX)),
         Some("zst") => zstd::stream::read::Decoder::new(&packed[..]).and_then(read_capped),
+        Some("gz") => read_capped(flate2::read::MultiGzDecoder::new(&packed[..])),
         _ => return Err(ModulesError::Compression { path: path.to_owned() }),
     };
     Ok(unpacked.map_err(FileError::of("unpacking", path))?)
@@ -320,6 +323,8 @@ pub(super) mod tests {
         std::fs::create_dir_all(dir.join("kernel")).unwrap();
         let mut xz = lzma_rust2::XzWriter::new(Vec::new(), lzma_rust2::XzOptions::default()).unwrap();
         xz.write_all(b"fat module").unwrap();
+        let mut gz = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::default());
+        gz.write_all(b"efivarfs module").unwrap();
         for (name, bytes) in [
             ("kernel/vfat.ko", b"vfat module".to_vec()),
             ("kernel/fat.ko.xz", xz.finish().unwrap()),
@@ -329,10 +334,10 @@ pub(super) mod tests {
             ("kernel/virtio_blk.ko", b"virtio_blk module".to_vec()),
             ("kernel/crc32c-intel.ko", b"crc32c-intel module".to_vec()),
             ("kernel/crc-tables.ko", b"crc-tables module".to_vec()),
-            ("kernel/efivarfs.ko", b"efivarfs module".to_vec()),
+            ("kernel/efivarfs.ko.gz", gz.finish().unwrap()),
             ("kernel/my-driver.ko", b"my-driver module".to_vec()),
             ("kernel/other.ko", b"other module".to_vec()),
-            ("kernel/old.ko.gz", b"packed by gzip".to_vec()),
+            ("kernel/old.ko.lz4", b"packed otherwise".to_vec()),
         ] {
             std::fs::write(dir.join(name), bytes).unwrap();
         }
@@ -340,7 +345,7 @@ pub(super) mod tests {
                    kernel/virtio_pci.ko.zst: kernel/virtio_ring.ko kernel/virtio.ko\n\
                    kernel/virtio.ko: kernel/virtio_ring.ko\nkernel/virtio_ring.ko:\n\
                    kernel/virtio_blk.ko: kernel/virtio_ring.ko kernel/virtio.ko\n\
-                   kernel/crc32c-intel.ko: kernel/crc-tables.ko\nkernel/crc-tables.ko:\nkernel/efivarfs.ko:\nkernel/my-driver.ko: kernel/crc32c-intel.ko\nkernel/old.ko.gz:\nkernel/other.ko:\n";
+                   kernel/crc32c-intel.ko: kernel/crc-tables.ko\nkernel/crc-tables.ko:\nkernel/efivarfs.ko.gz:\nkernel/my-driver.ko: kernel/crc32c-intel.ko\nkernel/old.ko.lz4:\nkernel/other.ko:\n";
         std::fs::write(dir.join("modules.dep"), dep).unwrap();
         std::fs::write(
             dir.join("modules.builtin"),
@@ -416,7 +421,7 @@ pub(super) mod tests {
         let table: [(&str, Break, &str, &str); 5] = [
             ("never indexed", |d| std::fs::remove_file(d.join("modules.dep")).unwrap(), "vfat", "depmod -b "),
             ("unknown name", |_| (), "no_such", "module no_such"),
-            ("gzip", |_| (), "old", "only .ko, .ko.xz and .ko.zst"),
+            ("lz4", |_| (), "old", "only .ko, .ko.xz, .ko.zst and .ko.gz"),
             ("broken line", |d| std::fs::write(d.join("modules.dep"), "a.ko:\nb.ko").unwrap(), "a", "line 2"),
             (
                 "climbing path",

@@ -18,8 +18,8 @@ use crate::image::release::{INDEX_MEDIA_TYPE, ReleaseIndex, is_release_index};
 use crate::registry::evidence::signature_tag;
 use crate::registry::{MANIFEST_BYTES_MAX, Registry, RegistryError};
 
-/// The largest blob of a signature or other referrer that is copied, in bytes.
-const REFERRER_BLOB_BYTES_MAX: u64 = 256 << 20;
+/// The largest blob of a signature, patch or other referrer that is copied, in bytes.
+const REFERRER_BLOB_BYTES_MAX: u64 = 16 << 30;
 /// The most blobs of one signature manifest or referrer.
 const REFERRER_BLOBS_MAX: usize = 256;
 
@@ -33,7 +33,8 @@ const CONTAINER_PARTS_MAX: usize = 512;
 pub struct PushOptions {
     /// The tag that names it at its new place; none leaves it there by digest alone.
     pub tag: Option<String>,
-    /// Also what is attached to it: the tag `sha256-<hex>.sig` and every referrer (signatures, attestations).
+    /// Also what is attached to it: the tag `sha256-<hex>.sig` and every referrer (signatures, attestations), and to its OS
+    /// image (patches).
     pub with_signatures: bool,
 }
 
@@ -175,6 +176,10 @@ async fn copy_whole(
     }
     if options.with_signatures {
         copy.attached(&digest).await?;
+        // A patch belongs to the OS image, also where a release binds that to services.
+        if let Some(image) = whole.os_image.filter(|image| *image != digest) {
+            copy.attached(&image).await?;
+        }
     }
     // The tag last: who follows it finds the release whole, and signed if it was.
     if let Some(tag) = &options.tag {
@@ -188,6 +193,7 @@ async fn copy_whole(
 struct Whole {
     blobs: Vec<Descriptor>,
     manifests: Vec<Vec<u8>>,
+    os_image: Option<Digest>,
 }
 
 impl Whole {
@@ -215,6 +221,7 @@ impl Whole {
 
     async fn os(&mut self, from: &dyn Registry, digest: &Digest) -> Result<(), PushError> {
         let release = inspect::read(from, digest).await.map_err(|source| unread(from, source))?;
+        self.os_image = Some(*digest);
         self.blobs.extend(release.manifest.descriptors().cloned());
         self.manifests.push(release.manifest_bytes);
         Ok(())

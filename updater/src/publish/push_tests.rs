@@ -83,10 +83,10 @@ impl Registry for Logged {
 
 /// A release with 2 MiB of root, a kernel and an initrd, tagged `1.1`.
 async fn release(at: &LayoutDir) -> Digest {
-    let mut raw = super::super::chunker::noise(200, 1);
+    let mut raw = crate::image::chunker::noise(200, 1);
     raw.resize(2 << 20, 0);
     let mut blob = Vec::new();
-    let options = LayerOptions { level: 3, threads: 1 };
+    let options = LayerOptions { level: 3, threads: 1, ..LayerOptions::default() };
     let layer = write_layer(raw.as_slice(), &mut blob, &options, &|_| {}).unwrap();
     let content =
         SlotContent { name: "root".into(), bytes: layer.raw_bytes, sha256: layer.raw_sha256, verity: None };

@@ -1,7 +1,9 @@
-//! A root folder → a reproducible EROFS image, by `mkfs.erofs`.
+//! A root folder → a reproducible EROFS image, by `mkfs.erofs`; unchanged files where an earlier release has them.
 //!
-//! Not here: other file systems (bring them as a partition image), dm-verity (`build`). Rule: names, modes, owners and
-//! contents decide every byte of the image; the moment, the machine and the order of the folder's entries do not.
+//! Not here: other file systems (bring them as a partition image), dm-verity (`build`), places in the image
+//! (`erofs_layout`), unpacking of modules (`plain_modules`). Rule: names, modes, owners and contents, and the earlier
+//! release when one is named, decide every byte of the image; the moment, the machine and the order of the folder's
+//! entries do not.
 
 use std::fs::{self, File};
 use std::io::{self, Read, Seek, SeekFrom};
@@ -13,6 +15,8 @@ use std::process::{Command, Stdio};
 use sha2::{Digest as _, Sha256};
 use uuid::Uuid;
 
+use super::erofs_layout::{self, Kept, LayoutError};
+use super::plain_modules::{self, PlainError, PlainRoot};
 use crate::file::{self, FileError};
 
 use crate::install::contract::ContractFile;
@@ -25,9 +29,93 @@ pub const BLOCK_BYTES: u64 = 4096;
 const MOUNT_POINTS: [&str; 4] = ["dev", "proc", "sys", "run"];
 const CONTRACT_BYTES_MAX: u64 = 4096;
 /// EROFS on-disk format: superblock at 1024, magic first, log2 of the block size at byte 12.
-const SUPERBLOCK_AT: u64 = 1024;
-const EROFS_MAGIC: [u8; 4] = 0xE0F5_E1E2_u32.to_le_bytes();
-const BLOCK_BITS: u8 = 12;
+pub(super) const SUPERBLOCK_AT: u64 = 1024;
+pub(super) const EROFS_MAGIC: [u8; 4] = 0xE0F5_E1E2_u32.to_le_bytes();
+pub(super) const BLOCK_BITS: u8 = 12;
+
+/// How a folder becomes an image.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct RootOptions<'a> {
+    /// The raw root image of an earlier release: what did not change lies where it has it.
+    pub previous: Option<&'a Path>,
+    /// Packed kernel modules stay packed.
+    pub keep_compressed_modules: bool,
+}
+
+/// A root image, and how it came about.
+#[derive(Debug)]
+pub struct MadeRoot {
+    /// Length in bytes, whole blocks.
+    pub bytes: u64,
+    /// What became of the offsets of the earlier release.
+    pub offsets: Offsets,
+    /// What became of packed kernel modules.
+    pub modules: Modules,
+}
+
+impl MadeRoot {
+    /// What the author should know of it, a sentence each.
+    pub fn notes(&self) -> Vec<String> {
+        let mut notes = Vec::new();
+        match &self.modules {
+            Modules::AsTheyAre => {}
+            Modules::Unpacked { releases, modules } => notes.push(format!(
+                "{modules} packed kernel modules of {} are plain files in the image: updates fetch less so.",
+                releases.join(", ")
+            )),
+            Modules::LeftPacked(error) => {
+                notes.push(format!(
+                    "Kernel modules stay packed, so updates of the kernel fetch more: {}.",
+                    told(error)
+                ));
+            }
+        }
+        match &self.offsets {
+            Offsets::Fresh => {}
+            Offsets::Kept(kept) => notes.push(format!(
+                "{} files lie where the earlier release has them; {} bytes of the image are the same at the same place.",
+                kept.files, kept.bytes_in_place
+            )),
+            Offsets::NotKept(error) => notes.push(format!(
+                "Files lie anew, so an update from the earlier release writes most of the slot: {}.",
+                told(error)
+            )),
+        }
+        notes
+    }
+}
+
+/// An error with its causes.
+fn told(error: &dyn std::error::Error) -> String {
+    crate::engine::chain(error)
+}
+
+/// Whether unchanged files lie where an earlier release has them.
+#[derive(Debug)]
+pub enum Offsets {
+    /// No earlier release was named.
+    Fresh,
+    /// They do.
+    Kept(Kept),
+    /// They do not, and the image is as `mkfs.erofs` made it: an update from that release writes most of it.
+    NotKept(LayoutError),
+}
+
+/// What became of packed kernel modules.
+#[derive(Debug)]
+pub enum Modules {
+    /// There are none, or they were to stay packed.
+    AsTheyAre,
+    /// They are plain files in the image, with an index of their own.
+    Unpacked {
+        /// Kernel releases that had packed ones.
+        releases: Vec<String>,
+        /// How many there were.
+        modules: u64,
+    },
+    /// They stay packed, and why.
+    LeftPacked(PlainError),
+}
 
 /// Why a folder does not become a root image. Nothing but the output file was touched.
 #[derive(Debug, thiserror::Error)]
@@ -118,6 +206,52 @@ pub fn check_contract(folder: &Path) -> Result<(), RootfsError> {
         }
     }
     Ok(())
+}
+
+/// Writes the folder as an EROFS image to `image`: kernel modules unpacked and unchanged files where an earlier release
+/// has them, unless `options` say otherwise. Neither of the two is worth a failed build: what cannot be done is told.
+pub fn make_root(folder: &Path, image: &Path, options: &RootOptions<'_>) -> Result<MadeRoot, RootfsError> {
+    let (plain, modules) = if options.keep_compressed_modules {
+        (None, Modules::AsTheyAre)
+    } else {
+        match plain_modules::unpack(folder, folder_of(image)) {
+            Ok(None) => (None, Modules::AsTheyAre),
+            Ok(Some(plain)) => {
+                let modules = Modules::Unpacked { releases: plain.releases.clone(), modules: plain.modules };
+                (Some(plain), modules)
+            }
+            Err(error) => (None, Modules::LeftPacked(error)),
+        }
+    };
+    let folder = plain.as_ref().map_or(folder, PlainRoot::path);
+    let (bytes, offsets) = make_erofs_like(folder, image, options.previous)?;
+    Ok(MadeRoot { bytes, offsets, modules })
+}
+
+/// [`make_erofs`], with unchanged files where `previous` has them, the raw root image of an earlier release.
+pub fn make_erofs_like(
+    folder: &Path,
+    image: &Path,
+    previous: Option<&Path>,
+) -> Result<(u64, Offsets), RootfsError> {
+    let Some(previous) = previous else { return Ok((make_erofs(folder, image)?, Offsets::Fresh)) };
+    let work = tempfile::Builder::new().prefix(".erofs-").tempdir_in(folder_of(image));
+    let work = work.map_err(FileError::of("making a folder beside", image))?;
+    let fresh = work.path().join("root.erofs");
+    make_erofs(folder, &fresh)?;
+    let offsets = match erofs_layout::keep_offsets(&fresh, previous, image) {
+        Ok(kept) => Offsets::Kept(kept),
+        Err(LayoutError::File(error)) => return Err(error.into()),
+        Err(error) => {
+            fs::rename(&fresh, image).map_err(FileError::of("making", image))?;
+            Offsets::NotKept(error)
+        }
+    };
+    Ok((fs::metadata(image).map_err(FileError::of("reading", image))?.len(), offsets))
+}
+
+fn folder_of(file: &Path) -> &Path {
+    file.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."))
 }
 
 /// Writes the folder as an EROFS image to `image` and gives its length, whole blocks of 4096 bytes. Uncompressed: an

@@ -19,6 +19,7 @@ use serde_json::{Value, json};
 use sha2::Digest as _;
 
 use crate::digest::Digest;
+use crate::image::patch::EMPTY_MEDIA_TYPE;
 use crate::registry::evidence::signature_tag;
 use crate::registry::{Descriptor, MANIFEST_BYTES_MAX, MANIFEST_MEDIA_TYPE, Registry, RegistryError};
 use crate::trust::PublicKey;
@@ -28,8 +29,6 @@ use crate::trust::cosign::{
 };
 use crate::trust::keys::{KEY_BYTES_MAX, KeyError};
 
-/// The empty JSON object as a config (OCI image-spec, "Guidance for an Empty Descriptor").
-const EMPTY_MEDIA_TYPE: &str = "application/vnd.oci.empty.v1+json";
 /// The config of a `.sig` manifest.
 const IMAGE_CONFIG_MEDIA_TYPE: &str = "application/vnd.oci.image.config.v1+json";
 

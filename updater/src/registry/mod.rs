@@ -8,6 +8,9 @@ pub mod credentials;
 pub mod evidence;
 pub mod http;
 pub mod layout_dir;
+pub mod meter;
+pub mod mirrored;
+pub mod patches;
 pub mod reference;
 
 use std::collections::BTreeMap;
@@ -69,6 +72,22 @@ pub trait Registry: Send + Sync {
         true
     }
 
+    /// What came over the network so far, for this and for whatever shares its meter; none where nothing does.
+    fn network(&self) -> Option<meter::Network> {
+        None
+    }
+
+    /// Fails when `bytes` more would pass the budget.
+    fn affords(&self, _bytes: u64) -> Result<(), RegistryError> {
+        Ok(())
+    }
+
+    /// For a caller that found bytes of a range wrong: whoever is not the source and gave any is not asked again. True
+    /// when there was one, so that asking once more may bring the right ones.
+    fn disown_mirrors(&self) -> bool {
+        false
+    }
+
     /// The file that holds this blob, where blobs are files: neither an upload nor an unpacking need copy it first.
     fn blob_file(&self, _digest: &Digest) -> Option<PathBuf> {
         None
@@ -110,6 +129,8 @@ pub struct RegistryAccess {
     pub signed_unix_secs: u64,
     /// When to wait and when to give up.
     pub patience: Patience,
+    /// Counts what comes, and holds it to pace and budget; shared by all that are opened with this.
+    pub meter: meter::Meter,
 }
 
 /// When to wait and when to give up.
@@ -129,6 +150,8 @@ pub struct Patience {
     pub first_delay: Duration,
     /// The longest wait between two attempts that is chosen here; a registry's `Retry-After` may be longer.
     pub longest_delay: Duration,
+    /// The longest `Retry-After` that is obeyed; a registry that wants more counts as unreachable.
+    pub longest_asked: Duration,
 }
 
 impl Default for Patience {
@@ -141,6 +164,7 @@ impl Default for Patience {
             attempts: 6,
             first_delay: Duration::from_millis(500),
             longest_delay: Duration::from_secs(30),
+            longest_asked: Duration::from_secs(300),
         }
     }
 }
@@ -159,6 +183,24 @@ pub fn open(
             Box::new(http::HttpRegistry::new(host, repository, access.clone())?)
         }
     })
+}
+
+/// The same with mirrors: blobs are asked for there first, in this order, whose credentials are their own hosts'.
+///
+/// # Errors
+/// A certificate file that cannot be used.
+pub fn open_mirrored(
+    reference: &reference::Reference,
+    mirrors: &[reference::Reference],
+    access: &RegistryAccess,
+) -> Result<Box<dyn Registry>, RegistryError> {
+    let source = open(reference, access)?;
+    if mirrors.is_empty() {
+        return Ok(source);
+    }
+    let access = RegistryAccess { patience: mirrored::patience(&access.patience), ..access.clone() };
+    let mirrors = mirrors.iter().map(|mirror| open(mirror, &access)).collect::<Result<_, _>>()?;
+    Ok(Box::new(mirrored::Mirrored::new(source, mirrors)))
 }
 
 /// An image index (OCI image-spec, image-index.md).
@@ -233,6 +275,14 @@ pub enum RegistryError {
         what: String,
         /// Why, and what to do.
         detail: String,
+    },
+    /// The budget of bytes is spent, or a plan would spend it.
+    #[error("{detail}, and `budget` under [source] allows {budget}")]
+    OverBudget {
+        /// What was wanted, and how much came.
+        detail: String,
+        /// The budget in bytes.
+        budget: u64,
     },
     /// A local file or folder failed.
     #[error("while {doing} {path}")]

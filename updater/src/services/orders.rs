@@ -240,7 +240,7 @@ impl<'a> Services<'a> {
     /// What an order names now.
     fn named(&self, name: &Name, service: &Service, to: Option<&str>) -> Result<Named, Failure> {
         let reference = reference(name, service, to)?;
-        let registry = source::open(&reference, &source::access(self.config))?;
+        let registry = source::open_mirrored(self.config, &reference, &source::access(self.config))?;
         let digest: Digest = self.runtime.block_on(resolve(&*registry, &reference))?;
         let tag = reference.tag().map_or_else(|| digest.short(), str::to_owned);
         Ok(Named { registry, digest, tag })

@@ -271,7 +271,7 @@ pub(super) fn check_frame(
 }
 
 /// The longest that zstd makes `raw_bytes` raw bytes, and a little room for other encoders.
-fn frame_blob_bytes_max(raw_bytes: u32) -> u32 {
+pub(in crate::image) fn frame_blob_bytes_max(raw_bytes: u32) -> u32 {
     raw_bytes + raw_bytes / 128 + 1024
 }
 

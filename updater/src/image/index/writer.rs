@@ -134,7 +134,7 @@ impl IndexWriter {
 }
 
 /// True for a chunk that a page ends behind. Groups of chunks in a frame must end there too.
-fn ends_page(chunk: &ChunkRef) -> bool {
+pub(crate) fn ends_page(chunk: &ChunkRef) -> bool {
     let [a, b, c, d, ..] = chunk.sha256;
     u32::from_le_bytes([a, b, c, d]).is_multiple_of(PAGE_CUT)
 }

@@ -449,6 +449,7 @@ fn release(stage: &Stage, root: &Path, kernel: &ContainerKernel, output: &str) -
         ram_bytes: 0,
         root: RootSource::Folder(root.to_owned()),
         foreign: false,
+        keep_compressed_modules: false,
         boot: BootSource::Kernel {
             kernel: kernel.kernel.clone(),
             initrd: InitrdSource::Packed(InitramfsRequest {
@@ -462,6 +463,7 @@ fn release(stage: &Stage, root: &Path, kernel: &ContainerKernel, output: &str) -
         },
         verity_salt: None,
         level: 3,
+        like: Default::default(),
         output: stage.dir.path().join(output),
         tag: None,
     };

@@ -85,7 +85,7 @@ impl Client {
         self.allowed(&realm, what)?;
         let host = realm.host_str().unwrap_or_default().to_owned();
         let request = self.token_request(realm, query, credential);
-        let response = answered(request, &self.access.patience.silence, what).await?;
+        let response = answered(request, &self.access, what).await?;
         let detail = format!("status {} from the token service {host}", response.status().as_u16());
         match response.status() {
             StatusCode::OK => {}
@@ -93,8 +93,8 @@ impl Client {
             status if status.is_server_error() => return Err(Failure::transient(what, detail)),
             _ => return Err(denied(what, &detail)),
         }
-        let body = Body::new(response, &self.access.patience).whole(TOKEN_BYTES_MAX).await;
-        let body = body.map_err(|detail| Failure::transient(what, detail))?;
+        let body = Body::new(response, &self.access, what).whole(TOKEN_BYTES_MAX).await;
+        let body = body.map_err(|stop| Failure::stopped(what, stop))?;
         let body =
             body.ok_or_else(|| broken(what, format!("a token of more than {TOKEN_BYTES_MAX} bytes")))?;
         let token: Token =

@@ -16,15 +16,13 @@ use reqwest::Response;
 use url::Url;
 
 use super::super::{RegistryAccess, RegistryError};
-use super::body::Body;
+use super::body::{Body, Stop};
 use super::tls;
 use crate::digest::Digest;
 use crate::host::clock;
 
 /// How many redirects of one question are followed.
 const REDIRECTS_MAX: usize = 5;
-/// The longest wait that a registry may ask for; one that wants more is reported, so that the caller can go on.
-const RETRY_AFTER_MAX: Duration = Duration::from_secs(300);
 /// How many redirected addresses are remembered.
 const LOCATED_MAX: usize = 256;
 
@@ -76,13 +74,26 @@ impl Failure {
     }
 
     pub(super) fn transient(what: &str, detail: String) -> Failure {
-        Failure::transient_after(what, detail, None)
+        let error = RegistryError::Unreachable { what: what.to_owned(), detail };
+        Failure { error, retry: Some(Retry { after: None }) }
     }
 
-    fn transient_after(what: &str, detail: String, after: Option<Duration>) -> Failure {
+    /// The server wants to be left alone for `after`; a wait of more than `most` is reported instead, so that the caller can
+    /// go on.
+    fn transient_after(what: &str, mut detail: String, after: Option<Duration>, most: Duration) -> Failure {
+        let too_long = after.filter(|after| *after > most);
+        if let Some(wait) = too_long {
+            detail.push_str(&format!(", which wants to be left alone for {} s", wait.as_secs()));
+        }
         let error = RegistryError::Unreachable { what: what.to_owned(), detail };
-        let too_long = after.is_some_and(|after| after > RETRY_AFTER_MAX);
-        Failure { error, retry: (!too_long).then_some(Retry { after }) }
+        Failure { error, retry: too_long.is_none().then_some(Retry { after }) }
+    }
+
+    pub(super) fn stopped(what: &str, stop: Stop) -> Failure {
+        match stop {
+            Stop::Broken(detail) => Failure::transient(what, detail),
+            Stop::Spent(error) => Failure::fatal(error),
+        }
     }
 
     pub(super) fn into_error(self) -> RegistryError {
@@ -172,8 +183,8 @@ impl Client {
         if response.content_length().is_some_and(|length| length > limit) {
             return Err(too_large());
         }
-        let body = Body::new(response, &self.access.patience).whole(limit).await;
-        body.map_err(|detail| Failure::transient(&ask.what, detail))?.ok_or_else(too_large)
+        let body = Body::new(response, &self.access, &ask.what).whole(limit).await;
+        body.map_err(|stop| Failure::stopped(&ask.what, stop))?.ok_or_else(too_large)
     }
 
     /// One attempt: a 401 of the registry itself is answered with an authorisation, once.
@@ -181,10 +192,14 @@ impl Client {
         let sent = self.authorization.lock().await.clone();
         let response = self.follow(ask, sent.as_ref()).await?;
         if response.status() != StatusCode::UNAUTHORIZED || !self.is_registry(response.url()) {
-            return judged(response, &ask.what);
+            return self.judged(response, &ask.what);
         }
         let renewed = self.authorize(response.headers(), sent.as_ref(), &ask.what).await?;
-        judged(self.follow(ask, Some(&renewed)).await?, &ask.what)
+        self.judged(self.follow(ask, Some(&renewed)).await?, &ask.what)
+    }
+
+    fn judged(&self, response: Response, what: &str) -> Result<Response, Failure> {
+        judged(response, what, self.access.patience.longest_asked)
     }
 
     async fn follow(&self, ask: &Ask, authorization: Option<&HeaderValue>) -> Result<Response, Failure> {
@@ -220,7 +235,7 @@ impl Client {
         if let Some(authorization) = authorization.filter(|_| self.is_registry(url)) {
             request = request.header(header::AUTHORIZATION, authorization);
         }
-        answered(request, &self.access.patience.silence, &ask.what).await
+        answered(request, &self.access, &ask.what).await
     }
 
     /// True for addresses at the registry itself: the only ones that see its credentials.
@@ -298,10 +313,12 @@ fn extra_roots(
 /// Sends a request and waits for the head of the answer.
 pub(super) async fn answered(
     request: reqwest::RequestBuilder,
-    silence: &Duration,
+    access: &RegistryAccess,
     what: &str,
 ) -> Result<Response, Failure> {
-    match tokio::time::timeout(*silence, request.send()).await {
+    access.meter.asks(what).map_err(Failure::fatal)?;
+    let silence = access.patience.silence;
+    match tokio::time::timeout(silence, request.send()).await {
         Ok(Ok(response)) => Ok(response),
         Ok(Err(error)) if error.is_builder() => Err(broken(what, chain(&error.without_url()))),
         Ok(Err(error)) => Err(match tls::final_fault(&error) {
@@ -328,7 +345,7 @@ fn unanswered(error: reqwest::Error) -> String {
     if connecting { cause.to_string() } else { text }
 }
 
-fn judged(response: Response, what: &str) -> Result<Response, Failure> {
+fn judged(response: Response, what: &str, longest_asked: Duration) -> Result<Response, Failure> {
     let status = response.status();
     let host = response.url().host_str().unwrap_or_default();
     let mut detail = format!("status {} from {host}", status.as_u16());
@@ -336,9 +353,7 @@ fn judged(response: Response, what: &str) -> Result<Response, Failure> {
     if status == StatusCode::BAD_REQUEST && response.url().scheme() == "http" {
         detail.push_str("; if it speaks TLS, it must not be named under `plain_http`");
     }
-    if let Some(wait) = retry_after(&response).filter(|wait| *wait > RETRY_AFTER_MAX) {
-        detail.push_str(&format!(", which wants to be left alone for {} s", wait.as_secs()));
-    }
+    let busy = |detail| Failure::transient_after(what, detail, retry_after(&response), longest_asked);
     let what = || what.to_owned();
     match status {
         _ if status.is_success() => Ok(response),
@@ -346,12 +361,8 @@ fn judged(response: Response, what: &str) -> Result<Response, Failure> {
         StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN => {
             Err(Failure::fatal(RegistryError::Denied { what: what(), detail }))
         }
-        StatusCode::REQUEST_TIMEOUT | StatusCode::TOO_MANY_REQUESTS => {
-            Err(Failure::transient_after(&what(), detail, retry_after(&response)))
-        }
-        _ if status.is_server_error() => {
-            Err(Failure::transient_after(&what(), detail, retry_after(&response)))
-        }
+        StatusCode::REQUEST_TIMEOUT | StatusCode::TOO_MANY_REQUESTS => Err(busy(detail)),
+        _ if status.is_server_error() => Err(busy(detail)),
         _ => Err(broken(&what(), detail)),
     }
 }

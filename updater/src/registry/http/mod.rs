@@ -20,6 +20,7 @@ use std::sync::atomic::Ordering;
 use async_trait::async_trait;
 use http::Method;
 
+use super::meter::Network;
 use super::{ByteStream, Descriptor, MANIFEST_BYTES_MAX, Registry, RegistryError};
 use super::{RegistryAccess, check_digest, check_limit, check_range, fallback_tag, index_entries, reference};
 use crate::digest::Digest;
@@ -148,6 +149,14 @@ impl Registry for HttpRegistry {
 
     fn serves_ranges(&self) -> bool {
         !self.client.ranges_ignored.load(Ordering::Relaxed)
+    }
+
+    fn network(&self) -> Option<Network> {
+        Some(self.client.access.meter.so_far())
+    }
+
+    fn affords(&self, bytes: u64) -> Result<(), RegistryError> {
+        self.client.access.meter.affords(bytes)
     }
 
     #[cfg(feature = "author")]

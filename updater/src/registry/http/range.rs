@@ -1,7 +1,7 @@
 //! A closed range of a blob as a stream that goes on where a broken body stopped.
 //!
-//! Not here: verification; the caller knows the digests of the parts. Rule: exactly the bytes of the range come out,
-//! from an answer that says which bytes it holds, or an error.
+//! Not here: verification; the caller knows the digests of the parts. Rule: exactly as many bytes as the range has come
+//! out, from an answer that says which bytes it holds, or brings just so many; or an error.
 
 use std::ops::Range;
 use std::sync::Arc;
@@ -14,7 +14,7 @@ use http::{StatusCode, header};
 use reqwest::Response;
 
 use super::super::{ByteStream, Descriptor, RegistryError};
-use super::body::Body;
+use super::body::{Body, Stop};
 use super::client::{Ask, Client, Waits};
 
 /// Progress in bytes after which a broken body counts as the first of its kind again.
@@ -76,7 +76,8 @@ async fn next(mut reading: Reading) -> Result<Option<(Bytes, Reading)>, Registry
                     return Ok(Some((wanted, reading)));
                 }
             }
-            Some(Err(detail)) => reading.pause(detail).await?,
+            Some(Err(Stop::Broken(detail))) => reading.pause(detail).await?,
+            Some(Err(Stop::Spent(error))) => return Err(error),
             None => reading.pause("the body ended early".into()).await?,
         }
     }
@@ -108,7 +109,7 @@ impl Reading {
             self.client.remember(self.descriptor.digest, Some(response.url().clone()));
         }
         let skip = self.skip_of(&response, whole)?;
-        Ok(Opened { body: Body::new(response, &self.client.access.patience), skip })
+        Ok(Opened { body: Body::new(response, &self.client.access, &self.what), skip })
     }
 
     /// How many bytes of the answer come before the wanted ones.
@@ -137,6 +138,9 @@ impl Reading {
     /// RFC 9110, section 14.4. An answer with other bytes than the wanted ones would be taken for them.
     fn check_content_range(&self, response: &Response) -> Result<(), RegistryError> {
         let found = response.headers().get(header::CONTENT_RANGE).and_then(|it| it.to_str().ok());
+        if found.is_none() && self.is_just_as_long(response) {
+            return Ok(());
+        }
         let wanted = format!("bytes {}-{}/", self.left.start, self.left.end - 1);
         let total = found.and_then(|found| found.strip_prefix(&wanted));
         if total.is_some_and(|total| total == "*" || total.parse() == Ok(self.descriptor.size)) {
@@ -145,6 +149,14 @@ impl Reading {
         let found: String = found.unwrap_or("nothing").chars().take(100).collect();
         Err(self
             .broken(format!("its Content-Range says `{found}`, expected `{wanted}{}`", self.descriptor.size)))
+    }
+
+    /// Some proxies strip the header from a right answer. One that brings as many bytes as were asked for is taken at its
+    /// status: the digests tell if it is wrong. What is wrapped as `multipart/byteranges` is longer.
+    fn is_just_as_long(&self, response: &Response) -> bool {
+        let is_wrapped = |kind: &str| kind.trim_start().to_ascii_lowercase().starts_with("multipart/");
+        let kind = response.headers().get(header::CONTENT_TYPE).and_then(|kind| kind.to_str().ok());
+        response.content_length() == Some(self.left.end - self.left.start) && !kind.is_some_and(is_wrapped)
     }
 
     /// Cuts from a piece what is wanted of it.

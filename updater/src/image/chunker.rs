@@ -121,7 +121,7 @@ fn is_zero(block: &[u8]) -> bool {
 
 /// `blocks` blocks of noise that is the same in every run.
 #[cfg(test)]
-pub(super) fn noise(blocks: usize, seed: u64) -> Vec<u8> {
+pub(crate) fn noise(blocks: usize, seed: u64) -> Vec<u8> {
     let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
     let mut next = || {
         state ^= state << 13;

@@ -1,0 +1,191 @@
+//! What the machine has of a release already: the index of the release, and where its chunks lie in the two slots.
+//!
+//! Not here: taking them from there (`work`). Rule: it reads and fetches small things, and writes nothing but a copy of the
+//! index in the state folder. What it finds is a hope: every chunk is compared when it is read.
+
+use std::sync::Arc;
+
+use switchback_partitions::device::{BlockDevice, DeviceStream, Window};
+use switchback_partitions::slot::Slot;
+
+use super::indexes::Source;
+use super::patches::{self, Offered};
+use super::stored::{Keeper, Stored};
+use super::{InstallError, Release, Traffic};
+use crate::digest::Digest;
+use crate::host::state_dir::StateDir;
+use crate::image::chunker::{Chunker, Piece};
+use crate::image::index::{ChunkRef, Index};
+use crate::image::manifest::SlotLayer;
+use crate::image::plan::{Lookup, Place, Plan};
+use crate::progress::{Phase, Progress, until_stopped};
+use crate::registry::Registry;
+
+/// Threads that hash while a slot is scanned, and the chunks that wait for each.
+const HASHERS_MAX: usize = 4;
+const CHUNKS_WAITING: usize = 32;
+
+/// One slot to look into.
+pub struct Ground {
+    /// Which slot.
+    pub slot: Slot,
+    /// Its root partition, for reading.
+    pub root: Arc<dyn BlockDevice>,
+    /// The OS image that its passport names, and how long that image is.
+    pub holds: Option<(Digest, u64)>,
+}
+
+/// The machine as a survey sees it.
+pub struct Machine<'a> {
+    /// Folder of the stored indexes.
+    pub state_dir: &'a dyn StateDir,
+    /// The slot that will be written.
+    pub target: Slot,
+    /// The slots that hold something: the running one, and the one that will be written.
+    pub grounds: Vec<Ground>,
+    /// May the state folder be written?
+    pub keep: bool,
+}
+
+/// A slot layer, and what the machine has of it.
+pub struct Surveyed {
+    /// The layer's verified index.
+    pub index: Index,
+    /// Where its chunks may lie.
+    pub(super) lookup: Lookup,
+    /// The running slot's root partition.
+    pub(super) running: Option<Arc<dyn BlockDevice>>,
+    /// A patch that builds on what the running slot holds.
+    pub(super) patch: Option<Offered>,
+    /// What the survey cost.
+    pub(super) traffic: Traffic,
+}
+
+impl Surveyed {
+    /// What writing it is going to cost, with what the survey did cost.
+    pub fn plan(&self) -> Traffic {
+        let patch = self.patch.as_ref().map(|patch| &patch.chosen as _);
+        let plan = Plan { index: &self.index, lookup: &self.lookup, patch, kept: &[] };
+        let mut traffic = super::fetch::cost(&plan);
+        traffic.add(self.traffic);
+        traffic
+    }
+}
+
+/// Surveys the machine for every slot layer of `release`.
+pub fn survey(
+    release: &Release,
+    registry: &dyn Registry,
+    machine: &Machine<'_>,
+    runtime: &tokio::runtime::Handle,
+    progress: &dyn Progress,
+) -> Result<Vec<Surveyed>, InstallError> {
+    let wait = |layer: &SlotLayer, stored: &[Stored]| {
+        let raw_bytes = release.slot_bytes(&layer.name)?;
+        let source = Source { registry, layer, raw_bytes, stored };
+        let place = (machine.target, &*layer.name);
+        let keep = |root: &_, frame: &[u8]| match machine.keep {
+            true => Keeper::begin(machine.state_dir, place, root, frame),
+            false => None,
+        };
+        runtime
+            .block_on(until_stopped(progress, source.fetch(keep)))
+            .unwrap_or(Err(InstallError::Interrupted))
+    };
+    let mut surveyed = Vec::new();
+    for layer in &release.manifest.slots {
+        let stored: Vec<(Slot, Stored)> = machine
+            .grounds
+            .iter()
+            .filter_map(|ground| {
+                Some((ground.slot, Stored::open(machine.state_dir, ground.slot, &layer.name)?))
+            })
+            .collect();
+        let (slots, stored): (Vec<Slot>, Vec<Stored>) = stored.into_iter().unzip();
+        let (index, mut traffic) = wait(layer, &stored)?;
+        let mut lookup = Lookup::none();
+        for ground in &machine.grounds {
+            let place = if ground.slot == machine.target { Place::Target } else { Place::Running };
+            let known = slots.iter().position(|slot| *slot == ground.slot);
+            match known.and_then(|at| stored[at].index()) {
+                Some(index) => lookup.add(place, &index),
+                None => scan(ground, place, &mut lookup, progress)?,
+            }
+        }
+        lookup.sort();
+        let running = machine.grounds.iter().find(|ground| ground.slot != machine.target);
+        let patch = match running {
+            Some(base) => {
+                let finding =
+                    patches::find(registry, release, base, (&layer.name, &index), &lookup, &mut traffic);
+                runtime.block_on(until_stopped(progress, finding)).ok_or(InstallError::Interrupted)?
+            }
+            None => None,
+        };
+        let running = running.map(|ground| ground.root.clone());
+        surveyed.push(Surveyed { index, lookup, running, patch, traffic });
+    }
+    Ok(surveyed)
+}
+
+/// Finds the chunks of a slot whose index is lost, by cutting it as a builder would. A slot that holds no release is passed
+/// over, and one that cannot be read is read as far as it can be.
+fn scan(
+    ground: &Ground,
+    place: Place,
+    lookup: &mut Lookup,
+    progress: &dyn Progress,
+) -> Result<(), InstallError> {
+    let Some((_, bytes)) = ground.holds else { return Ok(()) };
+    let bytes = bytes.min(ground.root.len());
+    let window = Window::new(ground.root.clone(), 0, bytes).map_err(InstallError::reading_slot)?;
+    progress.begin(Phase::Compare, bytes);
+    let hashers = std::thread::available_parallelism().map_or(1, usize::from).min(HASHERS_MAX);
+    let found = std::thread::scope(|scope| {
+        let (mut to, mut hashing) = (Vec::new(), Vec::new());
+        for _ in 0..hashers {
+            let (chunks, from) = std::sync::mpsc::sync_channel::<(u64, Vec<u8>)>(CHUNKS_WAITING);
+            to.push(chunks);
+            hashing.push(scope.spawn(move || {
+                let mut found = Lookup::none();
+                for (offset, raw) in from {
+                    let sha256 = *Digest::of(&raw).raw();
+                    found.add_chunk(place, offset, &ChunkRef { raw_bytes: raw.len() as u32, sha256 });
+                }
+                found
+            }));
+        }
+        let mut offset = 0;
+        for (piece, to) in Chunker::new(DeviceStream::new(window)).zip(to.iter().cycle()) {
+            let bytes = match piece {
+                Ok(Piece::Zero(bytes)) => u64::from(bytes),
+                Ok(Piece::Chunk(raw)) => {
+                    let bytes = raw.len() as u64;
+                    if to.send((offset, raw)).is_err() {
+                        break;
+                    }
+                    bytes
+                }
+                Err(error) => {
+                    tracing::warn!(%error, slot = %ground.slot, offset, "the slot cannot be read to its end");
+                    break;
+                }
+            };
+            offset += bytes;
+            progress.advance(bytes);
+            if progress.stopped() {
+                break;
+            }
+        }
+        drop(to);
+        hashing.into_iter().map(|hasher| hasher.join()).collect::<Result<Vec<_>, _>>()
+    });
+    progress.end();
+    if progress.stopped() {
+        return Err(InstallError::Interrupted);
+    }
+    for found in found.map_err(|_| InstallError::Worker)? {
+        lookup.append(found);
+    }
+    Ok(())
+}

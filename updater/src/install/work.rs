@@ -1,0 +1,238 @@
+//! The middle stage: a segment's bytes, each chunk of it compared with the signed index.
+//!
+//! Not here: fetching ahead (`fetch`), writing. Rule: what was hoped to lie on the machine and does not, is fetched here, so that
+//! only the registry's own bytes can fail an install.
+
+use std::ops::Range;
+use std::sync::mpsc::SyncSender;
+
+use tokio::sync::mpsc::Receiver;
+
+use super::InstallError;
+use super::body::Body;
+use super::fetch::{Input, Luck};
+use super::pipeline::SlotJob;
+use crate::image::frame::{FrameDecoder, chunks_are};
+use crate::image::index::{FrameRef, Index};
+use crate::image::patch::PatchDecoder;
+use crate::image::plan::{From, Place, Segment};
+
+/// What the writer gets for a segment.
+pub enum Made {
+    /// Zeros.
+    Zeros,
+    /// These bytes, which lie there already.
+    InPlace(Vec<u8>),
+    /// These bytes, from elsewhere on the machine.
+    Copied(Vec<u8>),
+    /// These bytes, which were fetched.
+    Fetched(Vec<u8>),
+}
+
+/// How much of a segment was not what it was hoped to be.
+enum Mended {
+    Nothing,
+    Some,
+    All,
+}
+
+/// One worker.
+pub struct Worker<'a> {
+    job: &'a SlotJob<'a>,
+    luck: &'a Luck,
+    runtime: tokio::runtime::Handle,
+    frames: FrameDecoder,
+    patches: PatchDecoder,
+    /// The old bytes that a patch's entry builds on.
+    prefix: Vec<u8>,
+}
+
+impl<'a> Worker<'a> {
+    /// A worker of this job.
+    pub fn new(
+        job: &'a SlotJob<'a>,
+        luck: &'a Luck,
+        runtime: tokio::runtime::Handle,
+    ) -> Result<Worker<'a>, InstallError> {
+        let (frames, patches) = (FrameDecoder::new()?, PatchDecoder::new());
+        Ok(Worker { job, luck, runtime, frames, patches, prefix: Vec::new() })
+    }
+
+    /// Works until one of its two neighbours has gone.
+    pub fn run(
+        mut self,
+        mut from: Receiver<(Segment, Input)>,
+        to: SyncSender<Result<(Segment, Made), InstallError>>,
+    ) {
+        while let Some((segment, input)) = from.blocking_recv() {
+            let made = self.make(&segment, input);
+            let failed = made.is_err();
+            if to.send(made.map(|made| (segment, made))).is_err() || failed {
+                return;
+            }
+        }
+    }
+
+    fn make(&mut self, segment: &Segment, input: Input) -> Result<Made, InstallError> {
+        match (segment.from, input) {
+            (From::Zeros, _) => Ok(Made::Zeros),
+            (From::InPlace, _) => {
+                let mut raw = self.read(Place::Target, segment.raw.start, segment);
+                Ok(match self.mend(segment, &mut raw)? {
+                    Mended::Nothing => Made::InPlace(raw),
+                    Mended::Some => Made::Copied(raw),
+                    Mended::All => Made::Fetched(raw),
+                })
+            }
+            (From::Copy { place, offset }, _) => {
+                let mut raw = self.read(place, offset, segment);
+                Ok(match self.mend(segment, &mut raw)? {
+                    Mended::Nothing | Mended::Some => Made::Copied(raw),
+                    Mended::All => Made::Fetched(raw),
+                })
+            }
+            (From::Patch { entry }, Input::Entry(compressed)) => {
+                let made = self.patch(entry, &compressed, segment);
+                self.luck.patched(made.is_some());
+                made.map_or_else(|| self.fetch(segment), Ok).map(Made::Fetched)
+            }
+            (From::Fetch, Input::Frame(compressed)) => {
+                let frame = self.frame_of(segment.chunks.start)?;
+                let mut raw = Vec::new();
+                self.frames.decode(&frame, &compressed, &mut raw)?;
+                Ok(Made::Fetched(raw))
+            }
+            (From::Patch { .. } | From::Fetch, _) => Err(InstallError::Worker),
+        }
+    }
+
+    /// The bytes that lie where the segment is hoped to lie. A block that cannot be read is one that is not there: zeros.
+    fn read(&self, place: Place, offset: u64, segment: &Segment) -> Vec<u8> {
+        let mut raw = vec![0; length(&segment.raw)];
+        let device = match place {
+            Place::Target => Some(&*self.job.device),
+            Place::Running => self.job.running(),
+        };
+        let read = device.map(|device| device.read_at(offset, &mut raw));
+        if !matches!(read, Some(Ok(()))) {
+            raw.fill(0);
+        }
+        raw
+    }
+
+    /// Compares bytes of the machine with the signed index, and fetches the frames of those that are others.
+    fn mend(&mut self, segment: &Segment, raw: &mut [u8]) -> Result<Mended, InstallError> {
+        let mut wrong: Vec<Range<usize>> = Vec::new();
+        let (mut chunk, mut right) = (segment.chunks.start, false);
+        while chunk < segment.chunks.end {
+            let number = self.number_of(chunk)?;
+            let here = self.part_of(number, segment)?;
+            if is_right(self.job.index(), &here, part(raw, &segment.raw, &here.raw)?) {
+                right = true;
+            } else {
+                match wrong.last_mut() {
+                    Some(run) if run.end == number => run.end = number + 1,
+                    _ => wrong.push(number..number + 1),
+                }
+            }
+            chunk = here.chunks.end;
+        }
+        self.luck.local(right);
+        for run in &wrong {
+            self.fetch_frames(run.clone(), segment, raw)?;
+        }
+        Ok(match (wrong.is_empty(), right) {
+            (true, _) => Mended::Nothing,
+            (false, true) => Mended::Some,
+            (false, false) => Mended::All,
+        })
+    }
+
+    /// The segment's bytes, made from old ones; `None` when they come out as others.
+    fn patch(&mut self, entry: usize, compressed: &[u8], segment: &Segment) -> Option<Vec<u8>> {
+        let (patch, base) = (self.job.patch()?, self.job.running()?);
+        let entry = patch.chosen.table.entry(entry)?;
+        self.prefix.clear();
+        for window in entry.windows {
+            let at = self.prefix.len();
+            self.prefix.resize(at + window.bytes as usize, 0);
+            base.read_at(window.offset, &mut self.prefix[at..]).ok()?;
+        }
+        let mut raw = Vec::new();
+        self.patches.decode(&self.prefix, compressed, length(&entry.raw), &mut raw).ok()?;
+        if entry.raw != segment.raw {
+            raw = part(&raw, &entry.raw, &segment.raw).ok()?.to_vec();
+        }
+        is_right(self.job.index(), segment, &raw).then_some(raw)
+    }
+
+    /// The segment's bytes from the registry, after all.
+    fn fetch(&mut self, segment: &Segment) -> Result<Vec<u8>, InstallError> {
+        let mut raw = vec![0; length(&segment.raw)];
+        let (first, last) = (self.number_of(segment.chunks.start)?, self.number_of(segment.chunks.end - 1)?);
+        self.fetch_frames(first..last + 1, segment, &mut raw)?;
+        Ok(raw)
+    }
+
+    /// Fetches frames that follow each other, in one request, and puts what of them belongs to the segment into `raw`.
+    fn fetch_frames(
+        &mut self,
+        numbers: Range<usize>,
+        segment: &Segment,
+        raw: &mut [u8],
+    ) -> Result<(), InstallError> {
+        let (index, job) = (self.job.index(), self.job);
+        let frames: Option<Vec<FrameRef<'_>>> = numbers.map(|number| index.frame(number)).collect();
+        let frames = frames.filter(|frames| !frames.is_empty()).ok_or(InstallError::Worker)?;
+        let end = |frame: &FrameRef<'_>| frame.blob_offset + u64::from(frame.blob_bytes);
+        let span = frames[0].blob_offset..end(&frames[frames.len() - 1]);
+        self.luck.asked(span.end - span.start);
+        let mut body = self.runtime.block_on(Body::open(job.registry, job.blob, span))?;
+        let mut whole = Vec::new();
+        for frame in &frames {
+            let compressed = self.runtime.block_on(body.take(frame.blob_offset..end(frame)))?;
+            self.frames.decode(frame, &compressed, &mut whole)?;
+            let of_frame = frame.raw_offset..frame.raw_offset + frame.raw_bytes;
+            let wanted = segment.raw.start.max(of_frame.start)..segment.raw.end.min(of_frame.end);
+            let from = part(&whole, &of_frame, &wanted)?;
+            let at = (wanted.start - segment.raw.start) as usize;
+            raw.get_mut(at..at + from.len()).ok_or(InstallError::Worker)?.copy_from_slice(from);
+        }
+        Ok(())
+    }
+
+    /// What of a segment lies in one frame.
+    fn part_of(&self, number: usize, segment: &Segment) -> Result<Segment, InstallError> {
+        let index = self.job.index();
+        let frame = index.frame(number).ok_or(InstallError::Worker)?;
+        let all = index.chunks_of(number);
+        let chunks = segment.chunks.start.max(all.start)..segment.chunks.end.min(all.end);
+        let raw =
+            segment.raw.start.max(frame.raw_offset)..segment.raw.end.min(frame.raw_offset + frame.raw_bytes);
+        Ok(Segment { chunks, raw, from: segment.from })
+    }
+
+    fn number_of(&self, chunk: usize) -> Result<usize, InstallError> {
+        self.job.index().frame_of(chunk).ok_or(InstallError::Worker)
+    }
+
+    fn frame_of(&self, chunk: usize) -> Result<FrameRef<'a>, InstallError> {
+        self.job.index().frame(self.number_of(chunk)?).ok_or(InstallError::Worker)
+    }
+}
+
+fn is_right(index: &Index, segment: &Segment, raw: &[u8]) -> bool {
+    let chunks = index.chunks().get(segment.chunks.clone()).unwrap_or_default();
+    chunks_are(chunks, segment.raw.start, raw).is_ok()
+}
+
+/// The bytes of `wanted` out of `raw`, which are those of `whole`.
+fn part<'r>(raw: &'r [u8], whole: &Range<u64>, wanted: &Range<u64>) -> Result<&'r [u8], InstallError> {
+    let at = |byte: u64| byte.checked_sub(whole.start).map(|at| at as usize);
+    let range = at(wanted.start).zip(at(wanted.end));
+    range.and_then(|(start, end)| raw.get(start..end)).ok_or(InstallError::Worker)
+}
+
+fn length(range: &Range<u64>) -> usize {
+    (range.end - range.start) as usize
+}

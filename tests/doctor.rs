@@ -178,6 +178,34 @@ fn a_registry_is_asked_once_and_what_it_refuses_is_told_apart() {
     assert!(found(&credentials, "registry-credentials").contains("absent.json"));
 }
 
+#[test]
+fn mirrors_are_asked_and_one_that_is_away_stops_no_update() {
+    let scene = Scene::new().unwrap();
+    let registry = Registry::start(&scene.folder().join("registry")).unwrap();
+    let host = registry.host();
+    let gone = "127.0.0.1:1";
+    let more = format!(
+        "plain_http = [\"{host}\", \"{gone}\"]\nmirrors = [\"{host}/cache\", \"{gone}/os\", \"oci:stick\"]"
+    );
+    let machine = machine(&scene, &format!("{host}/os:stable"), &more);
+    scene.desk.push("1.0", &format!("{host}/os"), &["--plain-http", &host, "--tag", "stable"]).unwrap();
+    let answer = examine(&machine, &[]);
+    assert_eq!(answer.code, 0, "{}", answer.said);
+    let mirrors: Vec<[&str; 2]> = findings(&answer)
+        .into_iter()
+        .filter(|finding| finding["name"] == "mirror-reachable")
+        .map(|finding| ["result", "found"].map(|field| finding[field].as_str().unwrap()))
+        .collect();
+    assert_eq!((mirrors[0], mirrors[2]), (["ok", "answers"], ["note", "is not there now"]));
+    assert!(mirrors[1][0] == "warning" && mirrors[1][1].contains("no answer"), "{mirrors:?}");
+
+    let config = std::fs::read_to_string(machine.config()).unwrap();
+    std::fs::write(machine.config(), config.replace("/cache\"", "/cache:stable\"")).unwrap();
+    let tagged = examine(&machine, &["--offline"]);
+    assert_eq!((tagged.code, named(&tagged, Level::Problem)), (NOT_UPDATABLE, vec!["mirror-reachable"]));
+    assert!(found(&tagged, "mirror-reachable").contains("without tag or digest"), "{}", tagged.said);
+}
+
 /// A private mount table in which this machine is a Debian root with nothing of ours: no state folder, an empty `/etc`.
 fn plain_debian(script: &str) -> Command {
     let mut command = Command::new(tools::program("unshare", "util-linux").unwrap());

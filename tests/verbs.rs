@@ -11,6 +11,7 @@ use switchback_partitions::slot::{RunningSlot, Slot};
 use switchback_tests::lab::tools;
 use switchback_tests::machine::{Machine, text};
 use switchback_tests::scene::sha256;
+use switchback_tests::small_release::{Desk, SmallRelease};
 use switchback_tests::story::{ask, boot_of, history, machine_with_1_0, publish, status};
 
 /// The first column of help's list of commands.
@@ -452,5 +453,47 @@ fn bash_completes_a_verb_and_the_name_of_a_flag() {
         let bash = Command::new("bash").args(["--norc", "-c", &ask]).output().unwrap();
         let offered = text(&bash.stdout);
         assert!(offered.lines().any(|word| word == expected), "{typed}: {offered}{}", text(&bash.stderr));
+    }
+}
+
+#[test]
+fn a_release_like_an_earlier_one_with_a_patch_from_it_costs_an_update_what_changed() {
+    let folder = tempfile::tempdir().unwrap();
+    let desk = Desk::new(folder.path(), &tools::switchback().unwrap()).unwrap();
+    desk.build(&SmallRelease { version: "1.0", healthy: true, root_bytes: 8 << 20 }).unwrap();
+    let mut root = std::fs::read(desk.path("root-1.0.img")).unwrap();
+    // Sixteen bytes in every 200 KiB of what is not zero.
+    let full: Vec<usize> = (0..root.len()).step_by(200 << 10).filter(|at| root[*at] != 0).collect();
+    assert!(full.len() > 10, "{full:?}");
+    full.iter().for_each(|at| root[*at..*at + 16].iter_mut().for_each(|byte| *byte ^= 0x55));
+    std::fs::write(desk.path("root-1.1.img"), root).unwrap();
+    let built = desk.build_partition("1.1", "root-1.1.img", &["--like", "oci:images:1.0"]).unwrap();
+
+    let push = ["image", "push", "oci:images:1.1", "oci:public", "--tag", "stable", "--patch-from"];
+    let refused = desk.command(&[&push[..], &["oci:images:1.1"]].concat()).output().unwrap();
+    assert_eq!(refused.status.code(), Some(74), "{}", text(&refused.stderr));
+    assert!(text(&refused.stderr).contains("the same OS image"), "{}", text(&refused.stderr));
+    assert!(desk.run(&["image", "inspect", "oci:public:stable"]).is_err(), "no tag was moved");
+
+    let pushed = desk.run(&[&push[..], &["oci:images:1.0"]].concat()).unwrap();
+    assert_eq!(pushed["digest"], built.to_string());
+    let patch = &pushed["patches"][0];
+    assert_eq!((&patch["from"], pushed["patches"].as_array().unwrap().len()), (&Value::from("1.0"), 1));
+    let patch_bytes = patch["bytes"].as_u64().unwrap();
+    assert!(patch_bytes < 150 * full.len() as u64, "{patch}");
+
+    let compare = ["image", "diff", "oci:images:1.0", "oci:public:stable"];
+    let difference = desk.run(&compare).unwrap();
+    let slot = &difference["slots"][0];
+    let fetched =
+        |cost: &Value| cost["fetch_bytes"].as_u64().unwrap() + cost["patch_bytes"].as_u64().unwrap();
+    let patched = fetched(&slot["patch"]["cost"]) + slot["patch"]["header_bytes"].as_u64().unwrap();
+    assert_eq!((patched, &difference["boot_bytes"]), (patch_bytes, &Value::from(0)));
+    assert!(fetched(&slot["chunks"]) > 50 * patched && fetched(&slot["whole"]) > 4 << 20, "{slot}");
+    let shown = text(&desk.command(&compare).output().unwrap().stdout);
+    for line in
+        ["demo-os 1.0 to demo-os 1.1", "  slot root", "    whole ", "    patch ", "  boot files         0 B"]
+    {
+        assert!(shown.contains(line), "{line}: {shown}");
     }
 }

@@ -85,6 +85,28 @@ fn plain(base: &Image, target: &Image) -> u64 {
     frames.map(|frame| u64::from(frame.blob_bytes)).sum()
 }
 
+#[test]
+fn the_zstd_program_makes_the_same_of_an_entry_and_its_windows() {
+    let base = Image::new(noise(300, 9));
+    let mut raw = base.raw.clone();
+    raw[500_000] ^= 1;
+    let target = Image::new(raw);
+    let (made, blob) = make(&base, &target, 1).unwrap();
+    let header = &blob[..made.header.size as usize];
+    let patch = Patch::parse(header, made.bytes, &target.index, base.raw.len() as u64).unwrap();
+    let entry = patch.entry(0).unwrap();
+    let dir = tempfile::tempdir().unwrap();
+    let (frame, windows) = (dir.path().join("frame.zst"), dir.path().join("windows"));
+    std::fs::write(&frame, &blob[entry.blob.start as usize..entry.blob.end as usize]).unwrap();
+    std::fs::write(&windows, prefix(&base, &entry)).unwrap();
+    let patch_from = format!("--patch-from={}", windows.display());
+    let mut zstd = std::process::Command::new("zstd");
+    let output = zstd.args(["-d", "-c", "-q", &patch_from]).arg(&frame).output();
+    let output = output.expect("the test needs the program zstd: apt-get install zstd");
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    assert!(output.stdout == target.raw[entry.raw.start as usize..entry.raw.end as usize]);
+}
+
 type Change = fn(&mut Vec<u8>);
 
 #[test]

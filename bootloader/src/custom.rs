@@ -26,7 +26,7 @@ use switchback_partitions::slot::Slot;
 use crate::boot_state::{BootState, Change, SlotBoot};
 use crate::command::{self, Failure};
 use crate::esp::EspDir;
-use crate::record::{BootError, BootFile, BootFileKind, BootFiles, Bootloader};
+use crate::record::{BootError, BootFile, BootFiles, Bootloader};
 use crate::slot_files::{self, Room, at};
 
 /// How long a board script may take unless configured otherwise.
@@ -249,18 +249,14 @@ impl Bootloader for Custom {
         slot_files::missing(&*self.files, slot, files)
     }
 
-    fn passport(&self, slot: Slot, name: &str, limit: u64) -> Result<Option<Vec<u8>>, BootError> {
-        slot_files::passport(&*self.files, slot, name, limit)
-    }
-
-    fn copy_file(
+    fn copy(
         &self,
         slot: Slot,
-        kind: BootFileKind,
+        name: &str,
         limit: u64,
         sink: &mut dyn io::Write,
     ) -> Result<Option<u64>, BootError> {
-        slot_files::copy(&*self.files, slot, kind.file_name(), limit, sink)
+        slot_files::copy(&*self.files, slot, name, limit, sink)
     }
 }
 

@@ -106,20 +106,23 @@ pub trait Bootloader: Send + Sync {
     /// lengths alone are looked at: enough to tell that a slot cannot start, no proof that it can.
     fn missing(&self, slot: Slot, files: &[BootFile]) -> Result<Option<String>, BootError>;
 
-    /// A document of the slot's passport, or `None` when the slot has none of that name. One of more than `limit`
-    /// bytes is an error.
-    fn passport(&self, slot: Slot, name: &str, limit: u64) -> Result<Option<Vec<u8>>, BootError>;
-
-    /// Copies a boot file of the slot into `sink` and gives its length; `None` when the slot has none of that kind. One of
-    /// more than `limit` bytes is an error. What the bytes are worth is for the caller to find out: a release whose kernel
-    /// the other slot has need not fetch it again.
-    fn copy_file(
+    /// Copies the file `name` of the slot's folder into `sink` and gives its length in bytes; `None` when there is none. One of
+    /// more than `limit` bytes is an error. What the bytes are worth is for the caller to find out: a release whose kernel the
+    /// other slot has need not fetch it again.
+    fn copy(
         &self,
         slot: Slot,
-        kind: BootFileKind,
+        name: &str,
         limit: u64,
         sink: &mut dyn io::Write,
     ) -> Result<Option<u64>, BootError>;
+
+    /// A document of the slot's passport, or `None` when the slot has none of that name. One of more than `limit`
+    /// bytes is an error.
+    fn passport(&self, slot: Slot, name: &str, limit: u64) -> Result<Option<Vec<u8>>, BootError> {
+        let mut bytes = Vec::new();
+        Ok(self.copy(slot, name, limit, &mut bytes)?.map(|_| bytes))
+    }
 }
 
 /// Why a backend could not do what it was asked.

@@ -123,12 +123,6 @@ pub fn forget(esp: &dyn EspDir, slot: Slot) -> Result<(), BootError> {
     Ok(())
 }
 
-/// A document of the slot's passport; `None` when it is not there.
-pub fn passport(esp: &dyn EspDir, slot: Slot, name: &str, limit: u64) -> Result<Option<Vec<u8>>, BootError> {
-    let mut bytes = Vec::new();
-    Ok(copy(esp, slot, name, limit, &mut bytes)?.map(|_| bytes))
-}
-
 /// Copies a file of the slot's folder into `sink`; `None` when it is not there.
 pub fn copy(
     esp: &dyn EspDir,

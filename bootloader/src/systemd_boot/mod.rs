@@ -300,18 +300,14 @@ impl Bootloader for SystemdBoot {
         }
     }
 
-    fn passport(&self, slot: Slot, name: &str, limit: u64) -> Result<Option<Vec<u8>>, BootError> {
-        slot_files::passport(&*self.esp, slot, name, limit)
-    }
-
-    fn copy_file(
+    fn copy(
         &self,
         slot: Slot,
-        kind: BootFileKind,
+        name: &str,
         limit: u64,
         sink: &mut dyn io::Write,
     ) -> Result<Option<u64>, BootError> {
-        slot_files::copy(&*self.esp, slot, kind.file_name(), limit, sink)
+        slot_files::copy(&*self.esp, slot, name, limit, sink)
     }
 }
 

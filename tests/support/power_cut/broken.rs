@@ -13,7 +13,7 @@ use switchback::host::state_dir::{StateDir, Store};
 use switchback::lifecycle::Phase;
 use switchback_bootloader::boot_state::{BootState, SlotBoot};
 use switchback_bootloader::esp::{EspDir, EspEntry, Space};
-use switchback_bootloader::record::{BootError, BootFile, BootFileKind, BootFiles, Bootloader};
+use switchback_bootloader::record::{BootError, BootFile, BootFiles, Bootloader};
 use switchback_partitions::device::disk::{Disk, PlainDisk};
 use switchback_partitions::device::{BlockDevice, Window};
 use switchback_partitions::layout::{DiskLayout, Extent};
@@ -312,17 +312,14 @@ impl Bootloader for CarelessBootloader {
     fn missing(&self, slot: Slot, files: &[BootFile]) -> Result<Option<String>, BootError> {
         self.inner.missing(slot, files)
     }
-    fn passport(&self, slot: Slot, name: &str, limit: u64) -> Result<Option<Vec<u8>>, BootError> {
-        self.inner.passport(slot, name, limit)
-    }
-    fn copy_file(
+    fn copy(
         &self,
         slot: Slot,
-        kind: BootFileKind,
+        name: &str,
         limit: u64,
         sink: &mut dyn io::Write,
     ) -> Result<Option<u64>, BootError> {
-        self.inner.copy_file(slot, kind, limit, sink)
+        self.inner.copy(slot, name, limit, sink)
     }
 }
 

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use switchback::digest::Digest;
 use switchback::facts::Facts;
 use switchback_bootloader::boot_state::{BootState, Change, SlotBoot};
-use switchback_bootloader::record::{BootError, BootFile, BootFileKind, BootFiles, Bootloader};
+use switchback_bootloader::record::{BootError, BootFile, BootFiles, Bootloader};
 use switchback_partitions::slot::Slot;
 
 use super::devices::CutFolder;
@@ -131,17 +131,13 @@ impl Bootloader for Guarded {
         self.inner.missing(slot, files)
     }
 
-    fn passport(&self, slot: Slot, name: &str, limit: u64) -> Result<Option<Vec<u8>>, BootError> {
-        self.inner.passport(slot, name, limit)
-    }
-
-    fn copy_file(
+    fn copy(
         &self,
         slot: Slot,
-        kind: BootFileKind,
+        name: &str,
         limit: u64,
         sink: &mut dyn std::io::Write,
     ) -> Result<Option<u64>, BootError> {
-        self.inner.copy_file(slot, kind, limit, sink)
+        self.inner.copy(slot, name, limit, sink)
     }
 }

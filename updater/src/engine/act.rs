@@ -19,8 +19,7 @@ use crate::facts::Fact;
 use crate::host::firmware::StartsAgain;
 use crate::init::stage::{Mark, Stage};
 use crate::install::{
-    self, Ground, Install, InstallError, Offer, Release, Surveyed, SurveyedMachine, Target, Written,
-    preflight,
+    self, Ground, Install, InstallError, Offer, Release, Survey, Surveyed, Target, Written, preflight,
 };
 use crate::lifecycle::{self, Action, Event, Outcome};
 use crate::reason::{Reason, Why};
@@ -233,7 +232,7 @@ impl<'a> Engine<'a> {
     }
 
     /// The whole disk, and where its partitions lie.
-    fn layout(&self) -> Result<(Arc<dyn BlockDevice>, DiskLayout), Failed> {
+    pub(super) fn layout(&self) -> Result<(Arc<dyn BlockDevice>, DiskLayout), Failed> {
         let unknown =
             |error: &dyn std::error::Error| (Why::new(Reason::LayoutUnknown, chain(error)), NOTHING_CHANGED);
         let disk =
@@ -244,7 +243,8 @@ impl<'a> Engine<'a> {
         Ok((whole, layout))
     }
 
-    fn fits(&self, release: &Release, target: &Target<'_>) -> Result<(), InstallError> {
+    /// Refuses a release that does not fit; gives the room that is left in the state folder.
+    fn fits(&self, release: &Release, target: &Target<'_>) -> Result<u64, InstallError> {
         let offer = Offer {
             slot: target.slot.slot(),
             root_bytes: target.slot.root().len(),
@@ -269,28 +269,27 @@ impl<'a> Engine<'a> {
         let seen = self.observe()?;
         let running = seen.observation.running;
         let target = self.target(running.other()).map_err(refused)?;
-        self.fits(release, &target).map_err(failed)?;
+        let room = self.fits(release, &target).map_err(failed)?;
         let (whole, layout) = self.layout().map_err(refused)?;
-        let holds = |slot: Slot| {
-            let release = seen.releases[slot.index()].as_ref()?;
-            let bytes = release.config.slots.first().map(|slot| slot.bytes)?;
-            Some((release.image, bytes))
-        };
         let ground = |slot: Slot| {
             let extent = &layout.slot(slot).root;
             let root = Window::new(whole.clone(), extent.offset, extent.len).ok()?;
-            Some(Ground { slot, root: Arc::new(root), holds: holds(slot) })
+            let holds = seen.releases[slot.index()].as_ref();
+            let holds = holds.and_then(|held| Some((held.image, held.config.slots.first()?.bytes)));
+            Some(Ground { slot, root: Arc::new(root), holds })
         };
-        let machine = SurveyedMachine {
+        let index_bytes: u64 = release.manifest.slots.iter().map(|layer| layer.index.size).sum();
+        let survey = Survey {
             state_dir: self.machine.state_dir(),
             target: running.other(),
             grounds: Slot::ALL.into_iter().filter_map(ground).collect(),
-            keep,
+            // A copy that took the room of the boot files would cost the update.
+            keep: keep && index_bytes < room,
         };
-        let (runtime, progress) = (self.runtime.handle(), self.progress);
-        let surveyed = install::survey(release, registry, &machine, runtime, progress).map_err(failed)?;
-        let planned = install::plan(release, &surveyed, &seen.boot_files());
-        registry.affords(planned.fetched).map_err(|error| failed(error.into()))?;
+        let surveyed = survey.of(release, registry, self.runtime.handle(), self.progress).map_err(failed)?;
+        let planned = install::plan(release, &surveyed, &seen.boot_files()).fetched;
+        let spent: u64 = surveyed.iter().map(Surveyed::fetched).sum();
+        registry.affords(planned - spent).map_err(|error| failed(error.into()))?;
         Ok(surveyed)
     }
 

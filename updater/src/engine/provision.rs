@@ -23,7 +23,7 @@ use super::source::{open, policy_of, resolve};
 use super::{Failure, NOTHING_CHANGED};
 use crate::host::bounded::read_bounded;
 use crate::host::state_dir::Folder;
-use crate::install::{self, Install, InstallError, Release, ReleaseName, SurveyedMachine, Target, Traffic};
+use crate::install::{Install, InstallError, Release, ReleaseName, Survey, Target, Traffic};
 use crate::progress::Progress;
 use crate::reason::{Reason, Why};
 use crate::registry::RegistryAccess;
@@ -108,9 +108,8 @@ pub fn provision_with(
     let state = tempfile::tempdir().map_err(io)?;
     let state_dir = Folder::new(state.path());
     // A new disk has nothing of the release.
-    let empty = SurveyedMachine { state_dir: &state_dir, target: Slot::A, grounds: Vec::new(), keep: false };
-    let surveyed =
-        install::survey(&release, &*registry, &empty, runtime.handle(), progress).map_err(failed)?;
+    let empty = Survey { state_dir: &state_dir, target: Slot::A, grounds: Vec::new(), keep: false };
+    let surveyed = empty.of(&release, &*registry, runtime.handle(), progress).map_err(failed)?;
     let loader = loader(&wish.loader)?;
 
     let plan = Plan::new(&disk_request(wish, &release)?).map_err(refused)?;

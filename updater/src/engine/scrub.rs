@@ -8,7 +8,6 @@ use std::time::Duration;
 
 use switchback_bootloader::record::Bootloader;
 use switchback_partitions::device::{BlockDevice, Window};
-use switchback_partitions::gpt::Table;
 use switchback_partitions::layout::{DiskLayout, Extent};
 use switchback_partitions::slot::Slot;
 
@@ -28,11 +27,8 @@ impl Engine<'_> {
         self.trusted().map_err(Failure::clone)?;
         let seen = self.observe()?;
         let host = |e: crate::host::HostError| Failure::before(host_reason(&e), e);
-        let disk = self.machine.disk().map_err(host)?;
         let bootloader = self.machine.bootloader().map_err(host)?;
-        let whole = disk.whole().map_err(|e| Failure::before(Reason::LayoutUnknown, e))?;
-        let table = Table::read(&*whole).map_err(|e| Failure::before(Reason::LayoutUnknown, e))?;
-        let layout = DiskLayout::discover(&table).map_err(|e| Failure::before(Reason::LayoutUnknown, e))?;
+        let (whole, layout) = self.layout().map_err(|(why, untouched)| Failure { why, untouched })?;
         let wanted = Slot::ALL.into_iter().filter(|slot| only.is_none_or(|only| only == *slot));
         let slots: Result<Vec<SlotScrub>, Failure> =
             wanted.map(|slot| self.scrub_slot(slot, &seen, &whole, &layout, &*bootloader)).collect();

@@ -10,6 +10,7 @@ use std::fmt;
 use std::ops::Range;
 
 use super::BLOCK_BYTES;
+use super::fields::Short;
 use super::frame::FrameError;
 
 mod wire;
@@ -303,6 +304,12 @@ impl fmt::Display for Span {
             Span::Raw => "raw image",
             Span::Blob => "blob",
         })
+    }
+}
+
+impl From<Short> for Lie {
+    fn from(Short { found, expected }: Short) -> Lie {
+        Lie::Length { found, expected }
     }
 }
 

@@ -5,6 +5,7 @@
 
 pub mod chunker;
 pub mod config;
+mod fields;
 pub mod frame;
 pub mod index;
 pub mod manifest;

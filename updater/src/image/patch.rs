@@ -17,6 +17,7 @@ use std::ops::Range;
 use zstd::zstd_safe::DCtx;
 
 use super::BLOCK_BYTES;
+use super::fields::Short;
 use super::frame::{FrameError, decode_one};
 use super::index::{FRAME_RAW_BYTES_MAX, Index};
 
@@ -168,36 +169,30 @@ impl Patch {
     }
 }
 
-/// Decodes the frames of entries. It keeps nothing from one to the next: zstd's context borrows the prefix as long as it
-/// lives. A call takes about 200 KiB beside the caller's prefix and output.
-#[derive(Debug, Default)]
-pub struct PatchDecoder {}
-
-impl PatchDecoder {
-    /// A decoder.
-    pub fn new() -> PatchDecoder {
-        PatchDecoder {}
+/// Decodes one entry's frame (`compressed`, exactly its bytes) behind `prefix` into exactly `raw_bytes` bytes of `out`,
+/// which is emptied first. The caller compares each chunk of it with the signed index.
+///
+/// It is done in one step, so the output buffer is zstd's window: no frame can ask for memory of its own, whatever window its
+/// header claims. A call takes about 200 KiB beside the caller's prefix and output, and keeps none of it: zstd's context
+/// borrows the prefix as long as it lives.
+pub fn decode(
+    prefix: &[u8],
+    compressed: &[u8],
+    raw_bytes: usize,
+    out: &mut Vec<u8>,
+) -> Result<(), FrameError> {
+    if raw_bytes > ENTRY_RAW_BYTES_MAX as usize {
+        return Err(FrameError::RawLength { expected: ENTRY_RAW_BYTES_MAX.into() });
     }
+    let mut context = DCtx::try_create().ok_or(FrameError::Memory)?;
+    // As a raw prefix: bytes of a slot that happen to begin like a trained dictionary must not be taken for one.
+    context.ref_prefix(prefix).map_err(|_| FrameError::Memory)?;
+    decode_one(compressed, raw_bytes, out, |buffer| context.decompress(buffer, compressed).ok())
+}
 
-    /// Decodes one entry's frame (`compressed`, exactly its bytes) behind `prefix` into exactly `raw_bytes` bytes of
-    /// `out`, which is emptied first. The caller compares each chunk of it with the signed index.
-    ///
-    /// It is done in one step, so the output buffer is zstd's window: no frame can ask for memory of its own, whatever
-    /// window its header claims.
-    pub fn decode(
-        &mut self,
-        prefix: &[u8],
-        compressed: &[u8],
-        raw_bytes: usize,
-        out: &mut Vec<u8>,
-    ) -> Result<(), FrameError> {
-        if raw_bytes > ENTRY_RAW_BYTES_MAX as usize {
-            return Err(FrameError::RawLength { expected: ENTRY_RAW_BYTES_MAX.into() });
-        }
-        let mut context = DCtx::try_create().ok_or(FrameError::Memory)?;
-        // As a raw prefix: bytes of a slot that happen to begin like a trained dictionary must not be taken for one.
-        context.ref_prefix(prefix).map_err(|_| FrameError::Memory)?;
-        decode_one(compressed, raw_bytes, out, |buffer| context.decompress(buffer, compressed).ok())
+impl From<Short> for Lie {
+    fn from(Short { found, expected }: Short) -> Lie {
+        Lie::Length { found, expected }
     }
 }
 

@@ -328,13 +328,13 @@ fn an_entry_is_decoded_behind_its_prefix_and_nothing_else() {
     raw[50_000..50_100].copy_from_slice(&noise(100, 2));
     let frame = compressed(&prefix, &raw);
     assert!(frame.len() < 1000, "{} bytes", frame.len());
-    let (mut decoder, mut out) = (PatchDecoder::new(), Vec::new());
+    let mut out = Vec::new();
     for _ in 0..2 {
-        decoder.decode(&prefix, &frame, raw.len(), &mut out).unwrap();
+        decode(&prefix, &frame, raw.len(), &mut out).unwrap();
         assert!(out == raw);
     }
     for (what, prefix) in [("another prefix", &noise(300_004, 3)[..]), ("no prefix", &[])] {
-        let made = decoder.decode(prefix, &frame, raw.len(), &mut out);
+        let made = decode(prefix, &frame, raw.len(), &mut out);
         assert!(made.is_err() || out != raw, "{what}");
     }
 }
@@ -343,15 +343,15 @@ fn an_entry_is_decoded_behind_its_prefix_and_nothing_else() {
 fn a_frame_of_another_length_or_of_two_frames_is_refused_and_leaves_nothing() {
     let (prefix, raw) = (noise(8192, 4), noise(8192, 5));
     let frame = compressed(&prefix, &raw);
-    let (mut decoder, mut out) = (PatchDecoder::new(), vec![1]);
+    let mut out = vec![1];
     for raw_bytes in [0, 4096, 8191, 8193] {
-        let refused = decoder.decode(&prefix, &frame, raw_bytes, &mut out).unwrap_err();
+        let refused = decode(&prefix, &frame, raw_bytes, &mut out).unwrap_err();
         assert_eq!((refused, out.len()), (FrameError::RawLength { expected: raw_bytes as u64 }, 0));
     }
     let twice = [&frame[..], &frame].concat();
-    let refused = decoder.decode(&prefix, &twice, 16_384, &mut out).unwrap_err();
+    let refused = decode(&prefix, &twice, 16_384, &mut out).unwrap_err();
     assert!(matches!(refused, FrameError::CompressedLength { .. }));
-    let far = decoder.decode(&prefix, &frame, ENTRY_RAW_BYTES_MAX as usize + 1, &mut out);
+    let far = decode(&prefix, &frame, ENTRY_RAW_BYTES_MAX as usize + 1, &mut out);
     assert!(matches!(far, Err(FrameError::RawLength { .. })));
 }
 

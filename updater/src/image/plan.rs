@@ -217,6 +217,8 @@ pub struct Plan<'a> {
     pub index: &'a Index,
     /// What lies on the machine.
     pub lookup: &'a Lookup,
+    /// The places that are looked at, by [`Place`]: one that turned out to hold something else is not.
+    pub places: [bool; 2],
     /// What a patch could make, where one may be used.
     pub patch: Option<&'a (dyn Entries + Sync)>,
     /// Frames that were read and compared in the target already; empty where none was.
@@ -224,6 +226,11 @@ pub struct Plan<'a> {
 }
 
 impl<'a> Plan<'a> {
+    /// A plan that looks at every place, and knows no patch.
+    pub fn new(index: &'a Index, lookup: &'a Lookup) -> Plan<'a> {
+        Plan { index, lookup, places: [true; 2], patch: None, kept: &[] }
+    }
+
     /// The segments of frame number `frame`, appended to `out`; the last one there grows when this frame goes on where it ends.
     pub fn push_frame(&self, number: usize, out: &mut Vec<Segment>) {
         let Some(frame) = self.index.frame(number) else { return };
@@ -290,7 +297,8 @@ impl<'a> Plan<'a> {
     /// Where one chunk comes from; preferred is what goes on from where the one before it came.
     fn origin(&self, chunk: usize, offset: u64, before: Option<&Segment>) -> From {
         let (wanted, lookup) = (&self.index.chunks()[chunk], self.lookup);
-        if lookup.is_at(wanted, Place::Target, offset) {
+        let [running, target] = self.places;
+        if target && lookup.is_at(wanted, Place::Target, offset) {
             return From::InPlace;
         }
         let goes_on = before.and_then(|segment| match segment.from {
@@ -298,10 +306,14 @@ impl<'a> Plan<'a> {
             _ => None,
         });
         let best = goes_on
-            .filter(|(place, at)| lookup.is_at(wanted, *place, *at))
-            .or_else(|| Some((Place::Running, lookup.first_at(wanted, Place::Running, 0)?)))
+            .filter(|(place, at)| self.places[*place as usize] && lookup.is_at(wanted, *place, *at))
+            .or_else(|| {
+                running.then(|| lookup.first_at(wanted, Place::Running, 0))?.map(|at| (Place::Running, at))
+            })
             // What lies before it in the target is overwritten by the time it would be read.
-            .or_else(|| Some((Place::Target, lookup.first_at(wanted, Place::Target, offset)?)));
+            .or_else(|| {
+                target.then(|| lookup.first_at(wanted, Place::Target, offset))?.map(|at| (Place::Target, at))
+            });
         match best {
             Some((place, offset)) => From::Copy { place, offset },
             None => match self.patch.and_then(|patch| patch.entry_of(chunk)) {

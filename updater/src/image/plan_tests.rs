@@ -4,6 +4,7 @@ use super::*;
 use crate::image::index::IndexWriter;
 
 const BLOCK: u32 = BLOCK_BYTES;
+static NOWHERE: Lookup = Lookup::none();
 
 /// A chunk of `blocks` blocks, whose content is its name.
 fn chunk(name: u8, blocks: u32) -> ChunkRef {
@@ -45,7 +46,7 @@ fn origins(plan: &Plan<'_>) -> Vec<(Range<u64>, From)> {
 #[test]
 fn nothing_known_is_fetched_frame_by_frame_and_zeros_never() {
     let new = index(&[&[chunk(1, 2)], &[], &[chunk(2, 1), chunk(3, 1)]]);
-    let plan = Plan { index: &new, lookup: &Lookup::none(), patch: None, kept: &[] };
+    let plan = Plan::new(&new, &NOWHERE);
     assert_eq!(origins(&plan), [(0..2, From::Fetch), (2..3, From::Zeros), (3..5, From::Fetch)]);
 }
 
@@ -54,7 +55,7 @@ fn what_lies_in_place_stays_and_what_moved_is_copied_in_one_piece() {
     let old = index(&[&[chunk(1, 2)], &[chunk(2, 2)], &[chunk(3, 1)], &[chunk(4, 1)]]);
     let new = index(&[&[chunk(1, 2)], &[chunk(9, 1)], &[chunk(2, 2)], &[chunk(3, 1)], &[chunk(4, 1)]]);
     let target = lookup(&[(Place::Target, &old)]);
-    let plan = Plan { index: &new, lookup: &target, patch: None, kept: &[] };
+    let plan = Plan::new(&new, &target);
     // Chunks 2, 3 and 4 move by a block towards the end: their old places are overwritten before they could be read.
     let fetched = [(2..3, From::Fetch), (3..5, From::Fetch), (5..6, From::Fetch), (6..7, From::Fetch)];
     assert_eq!(origins(&plan)[0], (0..2, From::InPlace));
@@ -70,9 +71,21 @@ fn the_target_gives_what_lies_behind_the_writer() {
     let old = index(&[&[chunk(1, 2)], &[chunk(2, 2)], &[chunk(3, 1)]]);
     let new = index(&[&[chunk(2, 2)], &[chunk(3, 1)], &[chunk(1, 2)]]);
     let target = lookup(&[(Place::Target, &old)]);
-    let plan = Plan { index: &new, lookup: &target, patch: None, kept: &[] };
+    let plan = Plan::new(&new, &target);
     let copied = From::Copy { place: Place::Target, offset: 2 * u64::from(BLOCK) };
     assert_eq!(origins(&plan), [(0..3, copied), (3..5, From::Fetch)]);
+}
+
+#[test]
+fn a_place_that_is_not_trusted_is_not_looked_at() {
+    let all = index(&[&[chunk(1, 2)], &[chunk(2, 2)]]);
+    let known = lookup(&[(Place::Target, &all), (Place::Running, &all)]);
+    let by = |places| origins(&Plan { places, ..Plan::new(&all, &known) });
+    let running = From::Copy { place: Place::Running, offset: 0 };
+    assert_eq!(by([true, true]), [(0..4, From::InPlace)]);
+    assert_eq!(by([false, true]), [(0..4, From::InPlace)]);
+    assert_eq!(by([true, false]), [(0..4, running)]);
+    assert_eq!(by([false, false]), [(0..2, From::Fetch), (2..4, From::Fetch)]);
 }
 
 #[test]
@@ -80,7 +93,7 @@ fn a_frame_with_one_missing_chunk_is_fetched_whole_and_a_kept_one_is_not_looked_
     let old = index(&[&[chunk(1, 1)], &[chunk(2, 1)]]);
     let new = index(&[&[chunk(1, 1), chunk(9, 1)], &[chunk(8, 1), chunk(7, 1)]]);
     let running = lookup(&[(Place::Running, &old)]);
-    let plan = Plan { index: &new, lookup: &running, patch: None, kept: &[false, true] };
+    let plan = Plan { kept: &[false, true], ..Plan::new(&new, &running) };
     assert_eq!(origins(&plan), [(0..2, From::Fetch), (2..4, From::InPlace)]);
 }
 
@@ -91,7 +104,7 @@ fn segments_are_no_longer_than_a_worker_holds() {
     let all = index(&frames);
     for place in [Place::Target, Place::Running] {
         let known = lookup(&[(place, &all)]);
-        let found = segments(&Plan { index: &all, lookup: &known, patch: None, kept: &[] });
+        let found = segments(&Plan::new(&all, &known));
         assert_eq!(found.len(), 10, "64 KiB chunks, four at a time: {found:?}");
         assert!(found.iter().all(|segment| segment.raw.end - segment.raw.start == SEGMENT_BYTES_MAX));
     }
@@ -115,7 +128,7 @@ fn a_patch_makes_what_is_nowhere_and_a_frame_inside_its_entry_may_lie_in_place()
     let old = index(&[&[chunk(5, 1)], &[chunk(2, 1)]]);
     let new = index(&[&[chunk(1, 1)], &[chunk(2, 1)], &[chunk(3, 1)], &[chunk(4, 1)]]);
     let (target, patch) = (lookup(&[(Place::Target, &old)]), Made(std::iter::once(0..3).collect()));
-    let plan = Plan { index: &new, lookup: &target, patch: Some(&patch), kept: &[] };
+    let plan = Plan { patch: Some(&patch), ..Plan::new(&new, &target) };
     let made = From::Patch { entry: 0 };
     assert_eq!(origins(&plan), [(0..1, made), (1..2, From::InPlace), (2..3, made), (3..4, From::Fetch)]);
 }
@@ -125,6 +138,6 @@ fn one_content_in_ten_thousand_places_is_found_at_once() {
     let frames = vec![&[ChunkRef { raw_bytes: BLOCK, sha256: [7; 32] }][..]; 10_000];
     let all = index(&frames);
     let known = lookup(&[(Place::Running, &all), (Place::Target, &all)]);
-    let plan = Plan { index: &all, lookup: &known, patch: None, kept: &[] };
+    let plan = Plan::new(&all, &known);
     assert!(segments(&plan).iter().all(|segment| segment.from == From::InPlace));
 }

@@ -16,7 +16,8 @@ use crate::registry::{ByteStream, Registry};
 pub struct Body {
     stream: ByteStream,
     buffer: BytesMut,
-    at: u64,
+    /// First byte that was neither taken nor passed over.
+    pub at: u64,
     /// First byte behind the range.
     pub end: u64,
 }

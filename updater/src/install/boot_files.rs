@@ -56,7 +56,7 @@ impl Source<'_> {
     /// The other slot's file of this kind, where it is this very one. What it has instead is no error.
     fn copied(&self, layer: &BootLayer, path: &Path) -> io::Result<bool> {
         let mut file = File::create(path)?;
-        let copied = self.bootloader.copy_file(self.other, layer.kind, layer.blob.size, &mut file);
+        let copied = self.bootloader.copy(self.other, layer.kind.file_name(), layer.blob.size, &mut file);
         let is_it = matches!(copied, Ok(Some(bytes)) if bytes == layer.blob.size)
             && file.sync_all().is_ok()
             && digest_of(path)? == layer.blob.digest;

@@ -4,7 +4,6 @@
 //! order; what a patch cannot give is taken from the slot layer, whose failure alone ends the install.
 
 use std::ops::Range;
-use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 
 use bytes::Bytes;
 use futures_util::StreamExt as _;
@@ -12,8 +11,11 @@ use futures_util::stream::FuturesOrdered;
 
 use super::InstallError;
 use super::body::Body;
+use super::luck::Luck;
 use super::pipeline::SlotJob;
-use crate::image::plan::{Entries as _, From, Lookup, Plan, Segment};
+use crate::image::manifest::Descriptor;
+use crate::image::plan::{Cost, Entries as _, From, Plan, Segment};
+use crate::registry::Registry;
 
 /// A request is not split for a gap of frames that are there already (or read as zero) of at most this many bytes:
 /// fetching them costs less than another round trip.
@@ -24,58 +26,6 @@ const BATCH_RAW_BYTES: u64 = 4 * 1024 * 1024;
 const BATCH_SEGMENTS: usize = 256;
 /// Batches under way at once: each is a connection, or a stream of one.
 const BATCHES_AT_ONCE: usize = 6;
-/// So many segments in a row that are not what an index says make it one of other content.
-const MISSES_MAX: u32 = 32;
-
-/// What has been found out about the places that chunks are hoped to lie in, and what was fetched.
-#[derive(Default)]
-pub struct Luck {
-    /// Segments in a row that were not where the stored indexes say.
-    misses: AtomicU32,
-    /// The patch could not be fetched, or makes other bytes.
-    patch_is_dead: AtomicBool,
-    patch_misses: AtomicU32,
-    fetched: AtomicU64,
-    requests: AtomicU64,
-}
-
-impl Luck {
-    /// A segment that was hoped to lie on the machine was there, or not.
-    pub fn local(&self, found: bool) {
-        count(&self.misses, found);
-    }
-
-    /// An entry of the patch made the right bytes, or not.
-    pub fn patched(&self, right: bool) {
-        count(&self.patch_misses, right);
-    }
-
-    /// A request for so many bytes was made.
-    pub fn asked(&self, bytes: u64) {
-        self.requests.fetch_add(1, Ordering::Relaxed);
-        self.fetched.fetch_add(bytes, Ordering::Relaxed);
-    }
-
-    /// Bytes fetched and requests made.
-    pub fn cost(&self) -> (u64, u64) {
-        (self.fetched.load(Ordering::Relaxed), self.requests.load(Ordering::Relaxed))
-    }
-
-    fn hopes_for_local(&self) -> bool {
-        self.misses.load(Ordering::Relaxed) < MISSES_MAX
-    }
-
-    fn hopes_for_patch(&self) -> bool {
-        !self.patch_is_dead.load(Ordering::Relaxed) && self.patch_misses.load(Ordering::Relaxed) < MISSES_MAX
-    }
-}
-
-fn count(misses: &AtomicU32, found: bool) {
-    match found {
-        true => misses.store(0, Ordering::Relaxed),
-        false => drop(misses.fetch_add(1, Ordering::Relaxed)),
-    }
-}
 
 /// What came from the registry for a segment.
 pub enum Input {
@@ -88,51 +38,46 @@ pub enum Input {
 }
 
 /// Some segments of whole frames, and the blob ranges that they need.
-pub struct Batch {
+struct Batch {
     frames: Range<usize>,
     /// The segments, in order.
-    pub segments: Vec<Segment>,
+    segments: Vec<Segment>,
     /// Ranges of the slot layer's blob.
-    pub layer: Vec<Range<u64>>,
+    layer: Vec<Range<u64>>,
     /// Ranges of the patch's blob.
-    pub patch: Vec<Range<u64>>,
+    patch: Vec<Range<u64>>,
 }
 
 impl Batch {
-    /// These frames by `plan`.
-    fn of(frames: Range<usize>, plan: &Plan<'_>) -> Batch {
-        let mut segments = Vec::new();
-        for frame in frames.clone() {
-            plan.push_frame(frame, &mut segments);
-        }
+    fn new(frames: Range<usize>, segments: Vec<Segment>, plan: &Plan<'_>) -> Batch {
         let mut batch = Batch { frames, segments, layer: Vec::new(), patch: Vec::new() };
         for segment in &batch.segments {
             match segment.from {
-                From::Fetch => add_span(&mut batch.layer, layer_span(plan, segment)),
-                From::Patch { entry } => {
-                    let span = plan.patch.map(|patch| patch.span(entry));
-                    add_span(&mut batch.patch, span.unwrap_or_default());
-                }
+                From::Fetch => add_span(&mut batch.layer, span(plan, segment)),
+                From::Patch { .. } => add_span(&mut batch.patch, span(plan, segment)),
                 From::Zeros | From::InPlace | From::Copy { .. } => {}
             }
         }
         batch
     }
+
+    /// The same frames by another plan.
+    fn again(&self, plan: &Plan<'_>) -> Batch {
+        let mut segments = Vec::new();
+        self.frames.clone().for_each(|frame| plan.push_frame(frame, &mut segments));
+        Batch::new(self.frames.clone(), segments, plan)
+    }
 }
 
-/// Cuts a plan into batches.
-pub struct Batches {
+/// Cuts a plan into batches, from the first frame on.
+#[derive(Default)]
+struct Batches {
     next: usize,
 }
 
 impl Batches {
-    /// From the first frame on.
-    pub fn new() -> Batches {
-        Batches { next: 0 }
-    }
-
     /// The next batch, by `plan`, which may hope for less than the one before.
-    pub fn next(&mut self, plan: &Plan<'_>) -> Option<Batch> {
+    fn next(&mut self, plan: &Plan<'_>) -> Option<Batch> {
         let (begin, mut bytes, mut raw_bytes, mut segments) = (self.next, 0, 0, Vec::new());
         while let Some(frame) = plan.index.frame(self.next) {
             if bytes >= BATCH_BYTES || raw_bytes >= BATCH_RAW_BYTES || segments.len() >= BATCH_SEGMENTS {
@@ -144,17 +89,12 @@ impl Batches {
             }
             let before = segments.len();
             plan.push_frame(self.next, &mut segments);
-            for segment in segments.get(before..).unwrap_or_default() {
-                bytes += match segment.from {
-                    From::Fetch => u64::from(frame.blob_bytes),
-                    From::Patch { entry } => plan.patch.map_or(0, |patch| length(&patch.span(entry))),
-                    From::Zeros | From::InPlace | From::Copy { .. } => 0,
-                };
-            }
+            let more = segments.get(before..).unwrap_or_default();
+            bytes += more.iter().map(|segment| length(&span(plan, segment))).sum::<u64>();
             raw_bytes += frame.raw_bytes;
             self.next += 1;
         }
-        (self.next > begin).then(|| Batch::of(begin..self.next, plan))
+        (self.next > begin).then(|| Batch::new(begin..self.next, segments, plan))
     }
 
     /// True when the next frame goes on with the patch's entry that `last` is of.
@@ -165,10 +105,17 @@ impl Batches {
     }
 }
 
-/// The range of the slot layer's blob that holds a fetched segment.
-fn layer_span(plan: &Plan<'_>, segment: &Segment) -> Range<u64> {
-    let frame = plan.index.frame_of(segment.chunks.start).and_then(|number| plan.index.frame(number));
-    frame.map_or(0..0, |frame| frame.blob_offset..frame.blob_offset + u64::from(frame.blob_bytes))
+/// What a segment needs of the slot layer's blob, or of the patch's; empty for one that is on the machine.
+fn span(plan: &Plan<'_>, segment: &Segment) -> Range<u64> {
+    match segment.from {
+        From::Fetch => {
+            let number = plan.index.frame_of(segment.chunks.start);
+            let frame = number.and_then(|number| plan.index.frame(number));
+            frame.map_or(0..0, |frame| frame.blob_offset..frame.blob_offset + u64::from(frame.blob_bytes))
+        }
+        From::Patch { entry } => plan.patch.map_or(0..0, |patch| patch.span(entry)),
+        From::Zeros | From::InPlace | From::Copy { .. } => 0..0,
+    }
 }
 
 fn length(span: &Range<u64>) -> u64 {
@@ -183,22 +130,89 @@ fn add_span(spans: &mut Vec<Range<u64>>, span: Range<u64>) {
     }
 }
 
+/// A blob that is read by ranges, or in one pass where its registry knows none.
+pub struct Blob<'a> {
+    /// The release's repository.
+    pub registry: &'a dyn Registry,
+    /// Which blob.
+    pub blob: &'a Descriptor,
+    /// Counts what is asked for.
+    pub luck: &'a Luck,
+    pass: tokio::sync::Mutex<Option<Body>>,
+}
+
+/// The ranges of one batch, being read.
+struct Reading<'s> {
+    spans: std::slice::Iter<'s, Range<u64>>,
+    body: Option<Body>,
+}
+
+impl<'s> Reading<'s> {
+    fn of(spans: &'s [Range<u64>]) -> Reading<'s> {
+        Reading { spans: spans.iter(), body: None }
+    }
+}
+
+impl<'a> Blob<'a> {
+    /// A blob of which nothing was read.
+    pub fn new(registry: &'a dyn Registry, blob: &'a Descriptor, luck: &'a Luck) -> Blob<'a> {
+        Blob { registry, blob, luck, pass: tokio::sync::Mutex::default() }
+    }
+
+    /// The next piece of a batch: it lies in the open range, or in the next one.
+    async fn piece(&self, reading: &mut Reading<'_>, wanted: Range<u64>) -> Result<Bytes, InstallError> {
+        if self.registry.serves_ranges() && reading.body.as_ref().is_none_or(|body| body.end < wanted.end) {
+            let span = reading.spans.next().ok_or(InstallError::Worker)?.clone();
+            let bytes = length(&span);
+            reading.body = Some(Body::open(self.registry, self.blob, span).await?);
+            // What a registry sends that ignores ranges is left at once, and asked for as a whole.
+            self.luck.asked(if self.registry.serves_ranges() { bytes } else { 0 });
+        }
+        match &mut reading.body {
+            Some(body) if self.registry.serves_ranges() => body.take(wanted).await,
+            _ => {
+                reading.body = None;
+                self.taken_from_pass(wanted).await
+            }
+        }
+    }
+
+    /// Each range would cost a pass over the whole blob: all that is wanted is taken from one.
+    async fn taken_from_pass(&self, wanted: Range<u64>) -> Result<Bytes, InstallError> {
+        let mut pass = self.pass.lock().await;
+        // Batches under way when the registry began to ignore ranges may ask for what was passed over.
+        let body = match pass.take().filter(|body| body.at <= wanted.start) {
+            Some(body) => body,
+            None => {
+                self.luck.asked(self.blob.size - wanted.start);
+                Body::open(self.registry, self.blob, wanted.start..self.blob.size).await?
+            }
+        };
+        pass.insert(body).take(wanted).await
+    }
+}
+
 /// Fetches what a plan needs.
 pub struct Fetcher<'a> {
-    /// Blob, registry, device.
-    pub job: &'a SlotJob<'a>,
+    job: &'a SlotJob<'a>,
     /// What lies in the target by the journal.
-    pub kept: &'a [bool],
-    /// What has been found out.
-    pub luck: &'a Luck,
-    /// The one pass over a registry that serves no ranges.
-    pub pass: tokio::sync::Mutex<Option<Body>>,
+    kept: &'a [bool],
+    luck: &'a Luck,
+    layer: Blob<'a>,
+    patch: Option<Blob<'a>>,
 }
 
 impl<'a> Fetcher<'a> {
+    /// Of one slot; `kept` frames lie there by the journal.
+    pub fn new(job: &'a SlotJob<'a>, kept: &'a [bool], luck: &'a Luck) -> Fetcher<'a> {
+        let layer = Blob::new(job.registry, job.blob, luck);
+        let patch = job.patch().map(|patch| Blob::new(job.registry, &patch.blob, luck));
+        Fetcher { job, kept, luck, layer, patch }
+    }
+
     /// Sends every segment in order, each to the next worker in turn.
     pub async fn run(&self, to: &[tokio::sync::mpsc::Sender<(Segment, Input)>]) -> Result<(), InstallError> {
-        let mut batches = Batches::new();
+        let mut batches = Batches::default();
         let mut loading = FuturesOrdered::new();
         let mut to = to.iter().cycle();
         // Whether ranges are served shows with the first answer.
@@ -228,104 +242,53 @@ impl<'a> Fetcher<'a> {
 
     /// Where things come from, by what has been found out so far.
     fn plan(&self) -> Plan<'a> {
-        let (job, luck) = (self.job, self.luck);
-        static NOWHERE: Lookup = Lookup::none();
+        let patch = self.job.patch().filter(|_| self.luck.hopes_for_patch());
         Plan {
-            index: job.index(),
-            lookup: if luck.hopes_for_local() { job.lookup() } else { &NOWHERE },
-            patch: job.patch().filter(|_| luck.hopes_for_patch()).map(|patch| &patch.chosen as _),
+            patch: patch.map(|patch| &patch.chosen as _),
             kept: self.kept,
+            places: self.luck.places(),
+            ..Plan::new(self.job.index(), self.job.lookup())
         }
     }
 
-    /// Fetches what a batch needs. True when the slot layer was asked for.
+    /// Fetches what a batch needs. True when the registry was asked.
     async fn load(&self, batch: Batch) -> Result<(bool, Vec<(Segment, Input)>), InstallError> {
         let (batch, entries) = match self.entries(&batch).await {
             Ok(entries) => (batch, entries),
             Err(error) => {
-                tracing::warn!(
-                    error = crate::engine::chain(&error),
-                    "the patch cannot be fetched; going on without it"
-                );
-                self.luck.patch_is_dead.store(true, Ordering::Relaxed);
-                (Batch::of(batch.frames, &self.plan()), Vec::new())
+                let error = crate::engine::chain(&error);
+                tracing::warn!(error, "the patch cannot be fetched; going on without it");
+                self.luck.no_patch();
+                (batch.again(&self.plan()), Vec::new())
             }
         };
-        let mut entries = entries.into_iter();
-        let mut spans = batch.layer.iter();
-        let mut body: Option<Body> = None;
-        let mut loaded = Vec::with_capacity(batch.segments.len());
-        let plan = self.plan();
+        let asked = !(batch.layer.is_empty() && batch.patch.is_empty());
+        let (plan, mut reading) = (self.plan(), Reading::of(&batch.layer));
+        let (mut entries, mut loaded) = (entries.into_iter(), Vec::with_capacity(batch.segments.len()));
         for segment in batch.segments {
             let input = match segment.from {
                 From::Zeros | From::InPlace | From::Copy { .. } => Input::Nothing,
                 From::Patch { .. } => Input::Entry(entries.next().ok_or(InstallError::Worker)?),
-                From::Fetch => {
-                    let wanted = layer_span(&plan, &segment);
-                    Input::Frame(self.frame(wanted, &mut body, &mut spans).await?)
-                }
+                From::Fetch => Input::Frame(self.layer.piece(&mut reading, span(&plan, &segment)).await?),
             };
             loaded.push((segment, input));
         }
-        Ok((!batch.layer.is_empty(), loaded))
-    }
-
-    /// One frame of the slot layer, from the open body of its span.
-    async fn frame(
-        &self,
-        wanted: Range<u64>,
-        body: &mut Option<Body>,
-        spans: &mut std::slice::Iter<'_, Range<u64>>,
-    ) -> Result<Bytes, InstallError> {
-        let (registry, blob) = (self.job.registry, self.job.blob);
-        if registry.serves_ranges() && body.as_ref().is_none_or(|body| body.end < wanted.end) {
-            let span = spans.next().ok_or(InstallError::Worker)?.clone();
-            let bytes = length(&span);
-            *body = Some(Body::open(registry, blob, span).await?);
-            // What a registry sends that ignores ranges is left at once, and asked for as a whole.
-            self.luck.asked(if registry.serves_ranges() { bytes } else { 0 });
-        }
-        if registry.serves_ranges()
-            && let Some(body) = body
-        {
-            return body.take(wanted).await;
-        }
-        // Each range would cost a pass over the whole blob: all that is wanted is taken from one.
-        *body = None;
-        let mut pass = self.pass.lock().await;
-        if pass.is_none() {
-            self.luck.asked(blob.size - wanted.start);
-            *pass = Some(Body::open(registry, blob, wanted.start..blob.size).await?);
-        }
-        match pass.as_mut() {
-            Some(pass) => pass.take(wanted).await,
-            None => Err(InstallError::Worker),
-        }
+        Ok((asked, loaded))
     }
 
     /// The entries of the patch that a batch needs, one for each of its segments that wants one.
     async fn entries(&self, batch: &Batch) -> Result<Vec<Bytes>, InstallError> {
         let mut entries = Vec::new();
-        let Some(patch) = self.job.patch() else { return Ok(entries) };
-        let mut spans = batch.patch.iter();
-        let mut body: Option<Body> = None;
+        let (Some(patch), Some(blob)) = (self.job.patch(), &self.patch) else { return Ok(entries) };
+        let mut reading = Reading::of(&batch.patch);
         let mut last: Option<(usize, Bytes)> = None;
         for segment in &batch.segments {
             let From::Patch { entry } = segment.from else { continue };
             // A frame that is fetched may cut an entry's segments in two.
-            if let Some((number, bytes)) = &last
-                && *number == entry
-            {
-                entries.push(bytes.clone());
-                continue;
-            }
-            let wanted = patch.chosen.span(entry);
-            if body.as_ref().is_none_or(|body| body.end < wanted.end) {
-                let span = spans.next().ok_or(InstallError::Worker)?.clone();
-                self.luck.asked(length(&span));
-                body = Some(Body::open(self.job.registry, &patch.blob, span).await?);
-            }
-            let bytes = body.as_mut().ok_or(InstallError::Worker)?.take(wanted).await?;
+            let bytes = match last.take().filter(|(number, _)| *number == entry) {
+                Some((_, bytes)) => bytes,
+                None => blob.piece(&mut reading, patch.chosen.span(entry)).await?,
+            };
             last = Some((entry, bytes.clone()));
             entries.push(bytes);
         }
@@ -335,24 +298,14 @@ impl<'a> Fetcher<'a> {
 
 /// What a plan costs, with the requests that its batches make.
 pub fn cost(plan: &Plan<'_>) -> super::Traffic {
-    let mut traffic = super::Traffic::default();
-    let mut batches = Batches::new();
+    let Cost { keep_bytes: kept, copy_bytes: copied, write_bytes: written, zero_bytes: zero, .. } =
+        plan.cost();
+    let mut traffic = super::Traffic { kept, copied, written, zero, ..super::Traffic::default() };
+    let mut batches = Batches::default();
     while let Some(batch) = batches.next(plan) {
         for span in batch.layer.iter().chain(&batch.patch) {
-            traffic.fetched += span.end - span.start;
+            traffic.fetched += length(span);
             traffic.requests += 1;
-        }
-        for segment in &batch.segments {
-            let bytes = segment.raw.end - segment.raw.start;
-            match segment.from {
-                From::Zeros => traffic.zero += bytes,
-                From::InPlace => traffic.kept += bytes,
-                From::Copy { .. } => {
-                    traffic.copied += bytes;
-                    traffic.written += bytes;
-                }
-                From::Patch { .. } | From::Fetch => traffic.written += bytes,
-            }
         }
     }
     traffic

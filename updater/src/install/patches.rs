@@ -33,7 +33,7 @@ pub async fn find(
     match found(registry, release, base.holds?, (layer, index), traffic).await {
         Ok(found) => {
             let (table, blob) = found?;
-            let chosen = Chosen::new(table, &Plan { index, lookup, patch: None, kept: &[] });
+            let chosen = Chosen::new(table, &Plan::new(index, lookup));
             Some(Offered { chosen, blob })
         }
         Err(error) => {

@@ -10,8 +10,9 @@ use switchback_partitions::device::BlockDevice;
 use switchback_partitions::verity::TreeWriter;
 
 use super::InstallError;
-use super::fetch::{Fetcher, Luck};
+use super::fetch::Fetcher;
 use super::journal::Journal;
+use super::luck::Luck;
 use super::patches::Offered;
 use super::survey::Surveyed;
 use super::work::Worker;
@@ -99,7 +100,7 @@ impl<'a> SlotJob<'a> {
                 working.push(scope.spawn(move || worker.run(from, made)));
             }
             let writer = scope.spawn(move || write(self, &to_write, tree));
-            let fetcher = Fetcher { job: self, kept: &kept, luck: &luck, pass: Default::default() };
+            let fetcher = Fetcher::new(self, &kept, &luck);
             let fetching = until_stopped(self.progress, fetcher.run(&to_work));
             let fetched = runtime.block_on(fetching).unwrap_or(Err(InstallError::Interrupted));
             // The workers end when nothing can come any more, and the writer after them.

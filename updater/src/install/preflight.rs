@@ -32,8 +32,9 @@ pub struct Offer<'a> {
     pub state_dir: &'a Path,
 }
 
-/// Refuses a release that would not fit.
-pub fn preflight(release: &Release, offer: &Offer<'_>) -> Result<(), InstallError> {
+/// Refuses a release that would not fit. Gives the bytes of the state folder that an install does not need: what may be kept
+/// there besides.
+pub fn preflight(release: &Release, offer: &Offer<'_>) -> Result<u64, InstallError> {
     let needs = &release.config.requirements;
     let refuse = |reason, detail: String| Err(InstallError::Requirement { reason, detail });
     if let Some(wanted) = &needs.updater {
@@ -77,5 +78,6 @@ pub fn preflight(release: &Release, offer: &Offer<'_>) -> Result<(), InstallErro
     let documents = release.passport.documents().into_iter().map(|(_, bytes)| bytes.len() as u64);
     let sizes: Vec<u64> =
         release.manifest.boot.iter().map(|layer| layer.blob.size).chain(documents).collect();
-    Ok(offer.bootloader.preflight(offer.slot, &sizes)?)
+    offer.bootloader.preflight(offer.slot, &sizes)?;
+    Ok(room - needed)
 }

@@ -15,7 +15,7 @@ use super::{InstallError, Release, Traffic};
 use crate::digest::Digest;
 use crate::host::state_dir::StateDir;
 use crate::image::chunker::{Chunker, Piece};
-use crate::image::index::{ChunkRef, Index};
+use crate::image::index::{ChunkRef, Index, Root};
 use crate::image::manifest::SlotLayer;
 use crate::image::plan::{Lookup, Place, Plan};
 use crate::progress::{Phase, Progress, until_stopped};
@@ -35,15 +35,15 @@ pub struct Ground {
     pub holds: Option<(Digest, u64)>,
 }
 
-/// The machine as a survey sees it.
-pub struct Machine<'a> {
+/// What a survey looks at.
+pub struct Survey<'a> {
     /// Folder of the stored indexes.
     pub state_dir: &'a dyn StateDir,
     /// The slot that will be written.
     pub target: Slot,
     /// The slots that hold something: the running one, and the one that will be written.
     pub grounds: Vec<Ground>,
-    /// May the state folder be written?
+    /// May a copy of the index be left in the state folder?
     pub keep: bool,
 }
 
@@ -65,67 +65,72 @@ impl Surveyed {
     /// What writing it is going to cost, with what the survey did cost.
     pub fn plan(&self) -> Traffic {
         let patch = self.patch.as_ref().map(|patch| &patch.chosen as _);
-        let plan = Plan { index: &self.index, lookup: &self.lookup, patch, kept: &[] };
+        let plan = Plan { patch, ..Plan::new(&self.index, &self.lookup) };
         let mut traffic = super::fetch::cost(&plan);
         traffic.add(self.traffic);
         traffic
     }
+
+    /// Bytes that the survey fetched.
+    pub fn fetched(&self) -> u64 {
+        self.traffic.fetched
+    }
 }
 
-/// Surveys the machine for every slot layer of `release`.
-pub fn survey(
-    release: &Release,
-    registry: &dyn Registry,
-    machine: &Machine<'_>,
-    runtime: &tokio::runtime::Handle,
-    progress: &dyn Progress,
-) -> Result<Vec<Surveyed>, InstallError> {
-    let wait = |layer: &SlotLayer, stored: &[Stored]| {
-        let raw_bytes = release.slot_bytes(&layer.name)?;
-        let source = Source { registry, layer, raw_bytes, stored };
-        let place = (machine.target, &*layer.name);
-        let keep = |root: &_, frame: &[u8]| match machine.keep {
-            true => Keeper::begin(machine.state_dir, place, root, frame),
-            false => None,
-        };
-        runtime
-            .block_on(until_stopped(progress, source.fetch(keep)))
-            .unwrap_or(Err(InstallError::Interrupted))
-    };
-    let mut surveyed = Vec::new();
-    for layer in &release.manifest.slots {
-        let stored: Vec<(Slot, Stored)> = machine
-            .grounds
-            .iter()
-            .filter_map(|ground| {
-                Some((ground.slot, Stored::open(machine.state_dir, ground.slot, &layer.name)?))
-            })
-            .collect();
-        let (slots, stored): (Vec<Slot>, Vec<Stored>) = stored.into_iter().unzip();
-        let (index, mut traffic) = wait(layer, &stored)?;
-        let mut lookup = Lookup::none();
-        for ground in &machine.grounds {
-            let place = if ground.slot == machine.target { Place::Target } else { Place::Running };
-            let known = slots.iter().position(|slot| *slot == ground.slot);
-            match known.and_then(|at| stored[at].index()) {
-                Some(index) => lookup.add(place, &index),
-                None => scan(ground, place, &mut lookup, progress)?,
+impl Survey<'_> {
+    /// What the machine has of each slot layer of `release`.
+    pub fn of(
+        &self,
+        release: &Release,
+        registry: &dyn Registry,
+        runtime: &tokio::runtime::Handle,
+        progress: &dyn Progress,
+    ) -> Result<Vec<Surveyed>, InstallError> {
+        let mut surveyed = Vec::new();
+        for layer in &release.manifest.slots {
+            let (slots, stored): (Vec<Slot>, Vec<Stored>) =
+                self.grounds.iter().filter_map(|ground| self.stored(ground, layer)).unzip();
+            let raw_bytes = release.slot_bytes(&layer.name)?;
+            let source = Source { registry, layer, raw_bytes, stored: &stored };
+            let fetching = source.fetch(|root, frame| self.keeper(layer, root, frame));
+            let fetched = runtime.block_on(until_stopped(progress, fetching));
+            let (index, mut traffic) = fetched.unwrap_or(Err(InstallError::Interrupted))?;
+            let mut lookup = Lookup::none();
+            for ground in &self.grounds {
+                let known = slots.iter().position(|slot| *slot == ground.slot);
+                match known.and_then(|at| stored[at].index()) {
+                    Some(index) => lookup.add(self.place(ground), &index),
+                    None => scan(ground, self.place(ground), &mut lookup, progress)?,
+                }
             }
+            lookup.sort();
+            let running = self.grounds.iter().find(|ground| ground.slot != self.target);
+            let patch = match running {
+                Some(base) => {
+                    let wanted = (&*layer.name, &index);
+                    let finding = patches::find(registry, release, base, wanted, &lookup, &mut traffic);
+                    runtime.block_on(until_stopped(progress, finding)).ok_or(InstallError::Interrupted)?
+                }
+                None => None,
+            };
+            let running = running.map(|ground| ground.root.clone());
+            surveyed.push(Surveyed { index, lookup, running, patch, traffic });
         }
-        lookup.sort();
-        let running = machine.grounds.iter().find(|ground| ground.slot != machine.target);
-        let patch = match running {
-            Some(base) => {
-                let finding =
-                    patches::find(registry, release, base, (&layer.name, &index), &lookup, &mut traffic);
-                runtime.block_on(until_stopped(progress, finding)).ok_or(InstallError::Interrupted)?
-            }
-            None => None,
-        };
-        let running = running.map(|ground| ground.root.clone());
-        surveyed.push(Surveyed { index, lookup, running, patch, traffic });
+        Ok(surveyed)
     }
-    Ok(surveyed)
+
+    fn stored(&self, ground: &Ground, layer: &SlotLayer) -> Option<(Slot, Stored)> {
+        Some((ground.slot, Stored::open(self.state_dir, ground.slot, &layer.name)?))
+    }
+
+    fn keeper(&self, layer: &SlotLayer, root: &Root, frame: &[u8]) -> Option<Keeper<'_>> {
+        let place = (self.target, &*layer.name);
+        self.keep.then(|| Keeper::begin(self.state_dir, place, root, frame)).flatten()
+    }
+
+    fn place(&self, ground: &Ground) -> Place {
+        if ground.slot == self.target { Place::Target } else { Place::Running }
+    }
 }
 
 /// Finds the chunks of a slot whose index is lost, by cutting it as a builder would. A slot that holds no release is passed

@@ -10,12 +10,14 @@ use tokio::sync::mpsc::Receiver;
 
 use super::InstallError;
 use super::body::Body;
-use super::fetch::{Input, Luck};
+use super::fetch::Input;
+use super::luck::Luck;
 use super::pipeline::SlotJob;
 use crate::image::frame::{FrameDecoder, chunks_are};
 use crate::image::index::{FrameRef, Index};
-use crate::image::patch::PatchDecoder;
+use crate::image::patch;
 use crate::image::plan::{From, Place, Segment};
+use crate::progress::until_stopped;
 
 /// What the writer gets for a segment.
 pub enum Made {
@@ -42,7 +44,6 @@ pub struct Worker<'a> {
     luck: &'a Luck,
     runtime: tokio::runtime::Handle,
     frames: FrameDecoder,
-    patches: PatchDecoder,
     /// The old bytes that a patch's entry builds on.
     prefix: Vec<u8>,
 }
@@ -54,8 +55,7 @@ impl<'a> Worker<'a> {
         luck: &'a Luck,
         runtime: tokio::runtime::Handle,
     ) -> Result<Worker<'a>, InstallError> {
-        let (frames, patches) = (FrameDecoder::new()?, PatchDecoder::new());
-        Ok(Worker { job, luck, runtime, frames, patches, prefix: Vec::new() })
+        Ok(Worker { job, luck, runtime, frames: FrameDecoder::new()?, prefix: Vec::new() })
     }
 
     /// Works until one of its two neighbours has gone.
@@ -78,7 +78,7 @@ impl<'a> Worker<'a> {
             (From::Zeros, _) => Ok(Made::Zeros),
             (From::InPlace, _) => {
                 let mut raw = self.read(Place::Target, segment.raw.start, segment);
-                Ok(match self.mend(segment, &mut raw)? {
+                Ok(match self.mend(Place::Target, segment, &mut raw)? {
                     Mended::Nothing => Made::InPlace(raw),
                     Mended::Some => Made::Copied(raw),
                     Mended::All => Made::Fetched(raw),
@@ -86,7 +86,7 @@ impl<'a> Worker<'a> {
             }
             (From::Copy { place, offset }, _) => {
                 let mut raw = self.read(place, offset, segment);
-                Ok(match self.mend(segment, &mut raw)? {
+                Ok(match self.mend(place, segment, &mut raw)? {
                     Mended::Nothing | Mended::Some => Made::Copied(raw),
                     Mended::All => Made::Fetched(raw),
                 })
@@ -121,7 +121,7 @@ impl<'a> Worker<'a> {
     }
 
     /// Compares bytes of the machine with the signed index, and fetches the frames of those that are others.
-    fn mend(&mut self, segment: &Segment, raw: &mut [u8]) -> Result<Mended, InstallError> {
+    fn mend(&mut self, place: Place, segment: &Segment, raw: &mut [u8]) -> Result<Mended, InstallError> {
         let mut wrong: Vec<Range<usize>> = Vec::new();
         let (mut chunk, mut right) = (segment.chunks.start, false);
         while chunk < segment.chunks.end {
@@ -137,7 +137,7 @@ impl<'a> Worker<'a> {
             }
             chunk = here.chunks.end;
         }
-        self.luck.local(right);
+        self.luck.local(place, right);
         for run in &wrong {
             self.fetch_frames(run.clone(), segment, raw)?;
         }
@@ -150,8 +150,8 @@ impl<'a> Worker<'a> {
 
     /// The segment's bytes, made from old ones; `None` when they come out as others.
     fn patch(&mut self, entry: usize, compressed: &[u8], segment: &Segment) -> Option<Vec<u8>> {
-        let (patch, base) = (self.job.patch()?, self.job.running()?);
-        let entry = patch.chosen.table.entry(entry)?;
+        let (offered, base) = (self.job.patch()?, self.job.running()?);
+        let entry = offered.chosen.table.entry(entry)?;
         self.prefix.clear();
         for window in entry.windows {
             let at = self.prefix.len();
@@ -159,7 +159,7 @@ impl<'a> Worker<'a> {
             base.read_at(window.offset, &mut self.prefix[at..]).ok()?;
         }
         let mut raw = Vec::new();
-        self.patches.decode(&self.prefix, compressed, length(&entry.raw), &mut raw).ok()?;
+        patch::decode(&self.prefix, compressed, entry.raw_bytes(), &mut raw).ok()?;
         if entry.raw != segment.raw {
             raw = part(&raw, &entry.raw, &segment.raw).ok()?.to_vec();
         }
@@ -187,10 +187,10 @@ impl<'a> Worker<'a> {
         let end = |frame: &FrameRef<'_>| frame.blob_offset + u64::from(frame.blob_bytes);
         let span = frames[0].blob_offset..end(&frames[frames.len() - 1]);
         self.luck.asked(span.end - span.start);
-        let mut body = self.runtime.block_on(Body::open(job.registry, job.blob, span))?;
+        let mut body = self.wait(Body::open(job.registry, job.blob, span))?;
         let mut whole = Vec::new();
         for frame in &frames {
-            let compressed = self.runtime.block_on(body.take(frame.blob_offset..end(frame)))?;
+            let compressed = self.wait(body.take(frame.blob_offset..end(frame)))?;
             self.frames.decode(frame, &compressed, &mut whole)?;
             let of_frame = frame.raw_offset..frame.raw_offset + frame.raw_bytes;
             let wanted = segment.raw.start.max(of_frame.start)..segment.raw.end.min(of_frame.end);
@@ -199,6 +199,12 @@ impl<'a> Worker<'a> {
             raw.get_mut(at..at + from.len()).ok_or(InstallError::Worker)?.copy_from_slice(from);
         }
         Ok(())
+    }
+
+    /// Waits for the network, as long as the person does.
+    fn wait<T>(&self, work: impl Future<Output = Result<T, InstallError>>) -> Result<T, InstallError> {
+        let waited = self.runtime.block_on(until_stopped(self.job.progress, work));
+        waited.unwrap_or(Err(InstallError::Interrupted))
     }
 
     /// What of a segment lies in one frame.

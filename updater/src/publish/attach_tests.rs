@@ -11,7 +11,7 @@ use super::*;
 use crate::image::chunker::noise;
 use crate::image::config::{OsConfig, SlotContent, tests_support::example};
 use crate::image::manifest::{BootLayer, OsManifest, VERSION_ANNOTATION, boot_descriptor, config_descriptor};
-use crate::image::patch::{Patch, PatchDecoder};
+use crate::image::patch::{self, Patch};
 use crate::image::release::{INDEX_MEDIA_TYPE, ReleaseIndex};
 use crate::publish::diff::diff;
 use crate::publish::layer::{LayerOptions, write_layer};
@@ -126,7 +126,7 @@ async fn a_patch_is_found_by_base_and_target_and_makes_the_new_root() {
             entry.windows.iter().flat_map(|w| &scene.old_raw[w.offset as usize..][..w.bytes as usize]);
         let prefix: Vec<u8> = windows.copied().collect();
         let frame = &blob[entry.blob.start as usize..entry.blob.end as usize];
-        PatchDecoder::new().decode(&prefix, frame, entry.raw_bytes(), &mut made).unwrap();
+        patch::decode(&prefix, frame, entry.raw_bytes(), &mut made).unwrap();
         assert!(made == scene.new_raw[entry.raw.start as usize..entry.raw.end as usize]);
     }
 }

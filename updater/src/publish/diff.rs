@@ -178,7 +178,7 @@ fn compare(name: String, index: &Index, base: Option<&Index>, patch: Option<Patc
         lookup
     };
     let (nothing, running, target) = (Lookup::none(), known(Place::Running), known(Place::Target));
-    let plan = |lookup| Plan { index, lookup, patch: None, kept: &[] };
+    let plan = |lookup| Plan::new(index, lookup);
     let patched = |patch: Patch| {
         let (header_bytes, blob_bytes, entries) =
             (patch.header_bytes(), patch.blob_bytes(), patch.entries().len());

@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use super::*;
 use crate::image::chunker::noise;
-use crate::image::patch::{Entry, PatchDecoder};
+use crate::image::patch::{self, Entry};
 use crate::publish::layer::{LayerOptions, write_layer};
 use crate::publish::like::KnownChunks;
 
@@ -60,7 +60,7 @@ fn check(base: &Image, target: &Image, blob: &[u8], header: &PatchHeader) -> u64
     for entry in patch.entries() {
         let compressed = &blob[entry.blob.start as usize..entry.blob.end as usize];
         let prefix = prefix(base, &entry);
-        PatchDecoder::new().decode(&prefix, compressed, entry.raw_bytes(), &mut made).unwrap();
+        patch::decode(&prefix, compressed, entry.raw_bytes(), &mut made).unwrap();
         assert!(made == target.raw[entry.raw.start as usize..entry.raw.end as usize], "{entry:?}");
     }
     patch.entries().map(|entry| entry.raw_bytes() as u64).sum()

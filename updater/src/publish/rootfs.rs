@@ -17,6 +17,7 @@ use uuid::Uuid;
 
 use super::erofs_layout::{self, Kept, LayoutError};
 use super::plain_modules::{self, PlainError, PlainRoot};
+use crate::engine::chain;
 use crate::file::{self, FileError};
 
 use crate::install::contract::ContractFile;
@@ -66,7 +67,7 @@ impl MadeRoot {
             Modules::LeftPacked(error) => {
                 notes.push(format!(
                     "Kernel modules stay packed, so updates of the kernel fetch more: {}.",
-                    told(error)
+                    chain(error)
                 ));
             }
         }
@@ -78,16 +79,11 @@ impl MadeRoot {
             )),
             Offsets::NotKept(error) => notes.push(format!(
                 "Files lie anew, so an update from the earlier release writes most of the slot: {}.",
-                told(error)
+                chain(error)
             )),
         }
         notes
     }
-}
-
-/// An error with its causes.
-fn told(error: &dyn std::error::Error) -> String {
-    crate::engine::chain(error)
 }
 
 /// Whether unchanged files lie where an earlier release has them.

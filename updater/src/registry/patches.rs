@@ -5,10 +5,10 @@
 
 use futures_util::StreamExt as _;
 
-use super::{REFERRERS_MAX, Registry, RegistryError, check_digest};
+use super::{Descriptor, REFERRERS_MAX, Registry, RegistryError, check_digest};
 use crate::digest::Digest;
 use crate::image::manifest::MANIFEST_BYTES_MAX;
-use crate::image::patch::{PatchManifest, PatchSlot, is_patch};
+use crate::image::patch::{BASE_ANNOTATION, PatchManifest, PatchSlot, is_patch};
 
 /// The patches that make the OS image `target` out of one of `bases`, in no particular order. Empty where there are none.
 ///
@@ -21,7 +21,7 @@ pub async fn find(
 ) -> Result<Vec<PatchManifest>, RegistryError> {
     let mut found = Vec::new();
     for referrer in registry.referrers(target).await?.into_iter().take(REFERRERS_MAX) {
-        if referrer.size > MANIFEST_BYTES_MAX {
+        if referrer.size > MANIFEST_BYTES_MAX || is_another(&referrer, bases) {
             continue;
         }
         match registry.manifest(&referrer.digest, MANIFEST_BYTES_MAX).await {
@@ -34,6 +34,15 @@ pub async fn find(
         }
     }
     Ok(found)
+}
+
+/// True for what its annotations, which a list of referrers repeats (OCI distribution-spec, "Listing Referrers"), tell from a
+/// patch out of one of `bases`: a signature, or a patch out of another release. Without any, it has to be looked into.
+fn is_another(referrer: &Descriptor, bases: &[Digest]) -> bool {
+    match referrer.annotations.get(BASE_ANNOTATION) {
+        Some(base) => !bases.iter().any(|wanted| wanted.to_string() == *base),
+        None => !referrer.annotations.is_empty(),
+    }
 }
 
 /// The header of a patch's blob, compared with the digest that its manifest gives. `limit` is what a header of this target

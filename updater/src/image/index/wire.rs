@@ -10,6 +10,7 @@ use super::{
     PAGE_ENTRIES_MIN, Part, Span, ZERO_RAW_BYTES_MAX,
 };
 use crate::image::BLOCK_BYTES;
+use crate::image::fields::Fields;
 use crate::image::frame::{FrameDecoder, frame_bytes};
 
 /// The first eight bytes of a root.
@@ -288,35 +289,4 @@ fn within(span: Span, at: u64, bytes: u64, end: u64) -> Result<u64, Lie> {
 
 fn reached(span: Span, at: u64, end: u64) -> Result<(), Lie> {
     if at == end { Ok(()) } else { Err(Lie::Gap { span, bytes: end - at }) }
-}
-
-/// Little-endian fields from the front of a slice.
-struct Fields<'a>(&'a [u8]);
-
-impl<'a> Fields<'a> {
-    fn column(&mut self, bytes: usize) -> Result<Fields<'a>, Lie> {
-        let short = Lie::Length { found: self.0.len() as u64, expected: bytes as u64 };
-        let (column, rest) = self.0.split_at_checked(bytes).ok_or(short)?;
-        self.0 = rest;
-        Ok(Fields(column))
-    }
-
-    fn array<const N: usize>(&mut self) -> Result<[u8; N], Lie> {
-        let short = Lie::Length { found: self.0.len() as u64, expected: N as u64 };
-        let (field, rest) = self.0.split_first_chunk().ok_or(short)?;
-        self.0 = rest;
-        Ok(*field)
-    }
-
-    fn u16(&mut self) -> Result<u16, Lie> {
-        Ok(u16::from_le_bytes(self.array()?))
-    }
-
-    fn u32(&mut self) -> Result<u32, Lie> {
-        Ok(u32::from_le_bytes(self.array()?))
-    }
-
-    fn u64(&mut self) -> Result<u64, Lie> {
-        Ok(u64::from_le_bytes(self.array()?))
-    }
 }

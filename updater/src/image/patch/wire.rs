@@ -7,6 +7,7 @@ use super::{
     ENTRY_RAW_BYTES_MAX, HEADER_BYTES_MAX, Lie, PREFIX_BYTES_MAX, Patch, Row, Side, WINDOWS_MAX, Window,
     blocks,
 };
+use crate::image::fields::Fields;
 use crate::image::frame::{FrameDecoder, frame_bytes};
 use crate::image::index::{Index, frame_blob_bytes_max};
 
@@ -215,39 +216,4 @@ pub fn write_header(base_bytes: u64, target_bytes: u64, entries: &[DraftEntry]) 
     windows().for_each(|window| bytes.extend(((window.offset / block) as u32).to_le_bytes()));
     windows().for_each(|window| bytes.extend(((u64::from(window.bytes) / block) as u16).to_le_bytes()));
     zstd::bulk::compress(&bytes, 19)
-}
-
-/// Little-endian fields from the front of a slice.
-struct Fields<'a>(&'a [u8]);
-
-impl<'a> Fields<'a> {
-    fn column(&mut self, bytes: usize) -> Result<Fields<'a>, Lie> {
-        let short = Lie::Length { found: self.0.len() as u64, expected: bytes as u64 };
-        let (column, rest) = self.0.split_at_checked(bytes).ok_or(short)?;
-        self.0 = rest;
-        Ok(Fields(column))
-    }
-
-    fn array<const N: usize>(&mut self) -> Result<[u8; N], Lie> {
-        let short = Lie::Length { found: self.0.len() as u64, expected: N as u64 };
-        let (field, rest) = self.0.split_first_chunk().ok_or(short)?;
-        self.0 = rest;
-        Ok(*field)
-    }
-
-    fn u8(&mut self) -> Result<u8, Lie> {
-        Ok(self.array::<1>()?[0])
-    }
-
-    fn u16(&mut self) -> Result<u16, Lie> {
-        Ok(u16::from_le_bytes(self.array()?))
-    }
-
-    fn u32(&mut self) -> Result<u32, Lie> {
-        Ok(u32::from_le_bytes(self.array()?))
-    }
-
-    fn u64(&mut self) -> Result<u64, Lie> {
-        Ok(u64::from_le_bytes(self.array()?))
-    }
 }

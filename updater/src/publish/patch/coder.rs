@@ -14,7 +14,7 @@ use zstd::zstd_safe::{CCtx, CParameter, compress_bound};
 use super::sketch::Sketch;
 use super::windows::WindowSet;
 use super::{PatchError, Side};
-use crate::image::patch::{PatchDecoder, Window};
+use crate::image::patch::{self, Window};
 
 /// The level at which sets of windows are compared: it finds the same matches but for the short ones.
 const QUICK_LEVEL: i32 = 3;
@@ -171,7 +171,7 @@ impl Coder<'_> {
     fn check(&self, part: &[u8], entry: &Encoded) -> Result<(), PatchError> {
         let prefix = self.prefix(&entry.windows)?;
         let mut made = Vec::new();
-        let decoded = PatchDecoder::new().decode(&prefix, &entry.compressed, part.len(), &mut made);
+        let decoded = patch::decode(&prefix, &entry.compressed, part.len(), &mut made);
         if decoded.is_err() || made != part {
             return Err(PatchError::RoundTrip { raw_offset: self.raw_range(&entry.frames).start });
         }

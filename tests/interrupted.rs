@@ -205,6 +205,9 @@ fn an_update_killed_again_and_again_pays_for_little_twice_and_ends_well() {
 fn a_kill_while_reading_back_leaves_the_slot_unarmed_and_nothing_to_fetch() {
     let stage = stage();
     let machine = &stage.machine;
+    // A slot that lies there is read back as a whole; one that was just written was read behind the writer.
+    let staged = machine.ask(&["update", "--stage"]).unwrap();
+    assert_eq!(staged.code, 0, "{}", staged.said);
     let mut ends = Vec::new();
     for millis in [0, 100, 300] {
         let mut update = begin(machine);

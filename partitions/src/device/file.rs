@@ -4,12 +4,16 @@
 
 use std::fs::{File, OpenOptions};
 use std::io;
+use std::os::fd::AsRawFd;
 use std::os::unix::fs::{FileExt, FileTypeExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
+use std::sync::OnceLock;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use nix::errno::Errno;
 use nix::fcntl::{FallocateFlags, PosixFadviseAdvice, fallocate, posix_fadvise};
 
+use super::aligned::ALIGNMENT;
 use super::{BlockDevice, check_range, ioctl, write_zeros};
 
 /// Whether writes are allowed.
@@ -25,6 +29,10 @@ pub enum Access {
 #[derive(Debug)]
 pub struct FileDevice {
     file: File,
+    /// The same file without the kernel's cache; none where it has to have one.
+    direct: OnceLock<Option<File>>,
+    /// The medium refused a direct access that should have been right: no more of them.
+    refused: AtomicBool,
     path: PathBuf,
     kind: Kind,
     len: u64,
@@ -106,7 +114,33 @@ impl FileDevice {
                 ),
             ));
         }
-        Ok(FileDevice { file, path: path.to_owned(), kind, len, sector_bytes })
+        let (direct, refused) = (OnceLock::new(), AtomicBool::new(false));
+        Ok(FileDevice { file, direct, refused, path: path.to_owned(), kind, len, sector_bytes })
+    }
+
+    /// The file without the kernel's cache, for bytes at `address`.
+    fn direct(&self, address: usize, offset: u64, len: usize) -> Option<&File> {
+        let aligned = [address as u64, offset, len as u64].iter().all(|at| at % ALIGNMENT as u64 == 0);
+        if !aligned || self.refused.load(Ordering::Relaxed) {
+            return None;
+        }
+        // Opened anew through the descriptor, for a path may name another file by now. Where there is no /proc, or the file
+        // system knows no direct access (tmpfs before Linux 6.6), the cache serves.
+        let open = || {
+            let itself = format!("/proc/self/fd/{}", self.file.as_raw_fd());
+            let flags = nix::libc::O_DIRECT;
+            OpenOptions::new().read(true).write(true).custom_flags(flags).open(itself).ok()
+        };
+        self.direct.get_or_init(open).as_ref()
+    }
+
+    /// Whether the medium took `result` for an access that it does not know; then it is not asked so again.
+    fn refuses(&self, result: &io::Result<()>) -> bool {
+        let refuses = matches!(result, Err(error) if error.raw_os_error() == Some(nix::libc::EINVAL));
+        if refuses {
+            self.refused.store(true, Ordering::Relaxed);
+        }
+        refuses
     }
 
     /// Zeros whole sectors by the medium's own means; false when it has none.
@@ -184,6 +218,30 @@ impl BlockDevice for FileDevice {
         }
         Ok(posix_fadvise(&self.file, 0, 0, PosixFadviseAdvice::POSIX_FADV_DONTNEED)?)
     }
+
+    fn write_past_cache(&self, offset: u64, data: &[u8]) -> io::Result<()> {
+        check_range(offset, data.len() as u64, self.len)?;
+        if let Some(direct) = self.direct(data.as_ptr().addr(), offset, data.len()) {
+            let written = direct.write_all_at(data, offset);
+            if !self.refuses(&written) {
+                return written;
+            }
+        }
+        self.file.write_all_at(data, offset)
+    }
+
+    fn read_past_cache(&self, offset: u64, buffer: &mut [u8]) -> io::Result<()> {
+        check_range(offset, buffer.len() as u64, self.len)?;
+        if let Some(direct) = self.direct(buffer.as_ptr().addr(), offset, buffer.len()) {
+            let read = direct.read_exact_at(buffer, offset);
+            if !self.refuses(&read) {
+                return read;
+            }
+        }
+        let (start, len) = (to_off(offset)?, to_off(buffer.len() as u64)?);
+        posix_fadvise(&self.file, start, len, PosixFadviseAdvice::POSIX_FADV_DONTNEED)?;
+        self.file.read_exact_at(buffer, offset)
+    }
 }
 
 /// False when the medium does not know the operation at all; other errors stay errors.
@@ -207,6 +265,7 @@ fn to_off(value: u64) -> io::Result<nix::libc::off_t> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::device::AlignedBuffer;
     use std::os::unix::fs::MetadataExt;
 
     fn image(len: u64) -> (tempfile::NamedTempFile, FileDevice) {
@@ -228,6 +287,32 @@ mod tests {
     }
 
     #[test]
+    fn past_the_cache_and_through_it_the_bytes_are_the_same() {
+        let (_file, device) = image(1 << 20);
+        device.write_at(0, &[0xAA; 1 << 20]).unwrap();
+        let mut buffer = AlignedBuffer::new(8192);
+        buffer.fill(0x11);
+        // Aligned, at an odd offset, of an odd length, from an odd address: only the first can go past the cache.
+        device.write_past_cache(4096, &buffer).unwrap();
+        device.write_past_cache(20_001, &buffer[..512]).unwrap();
+        device.write_past_cache(40_960, &buffer[1..4097]).unwrap();
+        device.write_past_cache(65_536, &buffer[..1000]).unwrap();
+        device.flush().unwrap();
+        let mut expected = vec![0xAA; 1 << 20];
+        for (offset, len) in [(4096, 8192), (20_001, 512), (40_960, 4096), (65_536, 1000)] {
+            expected[offset..][..len].fill(0x11);
+        }
+        let mut read = vec![0; 1 << 20];
+        device.read_at(0, &mut read).unwrap();
+        assert!(read == expected);
+        let mut aligned = AlignedBuffer::new(1 << 20);
+        device.read_past_cache(0, &mut aligned).unwrap();
+        assert!(*aligned == *expected);
+        device.read_past_cache(3, &mut read[..70_000]).unwrap();
+        assert!(read[..70_000] == expected[3..70_003]);
+    }
+
+    #[test]
     fn a_range_past_the_end_is_refused_and_the_file_does_not_grow() {
         let (file, device) = image(4096);
         let cases: [(u64, usize); 4] = [(4096, 1), (4000, 97), (u64::MAX, 1), (u64::MAX - 3, 8)];
@@ -239,6 +324,8 @@ mod tests {
                 io::ErrorKind::UnexpectedEof
             );
             assert_eq!(device.zero(offset, len as u64).unwrap_err().kind(), io::ErrorKind::UnexpectedEof);
+            assert!(device.write_past_cache(offset, &data).is_err());
+            assert!(device.read_past_cache(offset, &mut data.clone()).is_err());
         }
         assert_eq!(file.as_file().metadata().unwrap().len(), 4096);
     }

@@ -6,6 +6,7 @@
 use std::io;
 use std::sync::Arc;
 
+mod aligned;
 pub mod disk;
 pub mod dm;
 mod file;
@@ -16,6 +17,7 @@ mod stream;
 pub mod watchdog;
 mod window;
 
+pub use aligned::AlignedBuffer;
 pub use file::{Access, FileDevice};
 pub use lock::DiskLock;
 pub use memory::MemDevice;
@@ -47,6 +49,15 @@ pub trait BlockDevice: Send + Sync {
     fn discard(&self, offset: u64, len: u64) -> io::Result<()>;
     /// Makes the following reads come from the medium, not from a cache of ours or the kernel's.
     fn drop_caches(&self) -> io::Result<()>;
+    /// [`write_at`](BlockDevice::write_at) for much data that nobody reads again soon: past the kernel's memory where the
+    /// medium allows it. Best with an [`AlignedBuffer`] at offsets of whole 4096 bytes; right with any.
+    fn write_past_cache(&self, offset: u64, data: &[u8]) -> io::Result<()> {
+        self.write_at(offset, data)
+    }
+    /// [`read_at`](BlockDevice::read_at) from the medium, whatever the kernel remembers of a range that was flushed before.
+    fn read_past_cache(&self, offset: u64, buffer: &mut [u8]) -> io::Result<()> {
+        self.read_at(offset, buffer)
+    }
 }
 
 /// Forwards every call, so that a borrowed or shared device is a device as well.
@@ -76,6 +87,12 @@ macro_rules! forward {
             }
             fn drop_caches(&self) -> io::Result<()> {
                 (**self).drop_caches()
+            }
+            fn write_past_cache(&self, offset: u64, data: &[u8]) -> io::Result<()> {
+                (**self).write_past_cache(offset, data)
+            }
+            fn read_past_cache(&self, offset: u64, buffer: &mut [u8]) -> io::Result<()> {
+                (**self).read_past_cache(offset, buffer)
             }
         }
     };

@@ -59,6 +59,16 @@ impl BlockDevice for Window {
     fn drop_caches(&self) -> io::Result<()> {
         self.device.drop_caches()
     }
+
+    fn write_past_cache(&self, offset: u64, data: &[u8]) -> io::Result<()> {
+        check_range(offset, data.len() as u64, self.len)?;
+        self.device.write_past_cache(self.offset + offset, data)
+    }
+
+    fn read_past_cache(&self, offset: u64, buffer: &mut [u8]) -> io::Result<()> {
+        check_range(offset, buffer.len() as u64, self.len)?;
+        self.device.read_past_cache(self.offset + offset, buffer)
+    }
 }
 
 #[cfg(test)]
@@ -74,6 +84,8 @@ mod tests {
         window.zero(512, 512).unwrap();
         for (offset, len) in [(0, 1025), (1024, 1), (u64::MAX, 1), (u64::MAX - 1023, 1024)] {
             assert!(window.write_at(offset, &vec![9; len]).is_err(), "{len} bytes at {offset}");
+            assert!(window.write_past_cache(offset, &vec![9; len]).is_err());
+            assert!(window.read_past_cache(offset, &mut vec![9; len]).is_err());
             assert!(window.zero(offset, len as u64).is_err());
             assert!(window.discard(offset, len as u64).is_err());
         }

@@ -15,7 +15,7 @@ use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
 pub use superblock::{read_superblock, superblock_matches};
-pub use tree::{TreeWriter, root_hash_of, verify};
+pub use tree::{TreeWriter, root_hash_of, verify, verify_tree};
 
 use crate::device::dm::{OnCorruption, VerityTable};
 

@@ -200,6 +200,29 @@ fn a_flipped_bit_anywhere_is_named() {
 }
 
 #[test]
+fn a_tree_is_verified_without_its_data() {
+    for blocks in [1, 2, 128, 129, 128 * 128 + 1] {
+        let params = params(blocks);
+        let (tree, root) = tree_of(&params, &data_of(&params));
+        verify_tree(&*tree, &root).unwrap();
+        let bytes = tree.to_bytes();
+        for at in (4096..bytes.len()).step_by(4096 * 7 + 131) {
+            let mut changed = bytes.clone();
+            changed[at] ^= 0x10;
+            let error = verify_tree(&MemDevice::from_bytes(changed, 512), &root).unwrap_err();
+            assert!(
+                matches!(error, VerityError::TreeCorrupt { .. }),
+                "byte {at} of {blocks} blocks: {error}"
+            );
+        }
+        if blocks > 1 {
+            assert!(verify_tree(&*tree, &RootHash([1; 32])).is_err());
+        }
+        assert!(verify_tree(&MemDevice::new(bytes.len(), 512), &root).is_err());
+    }
+}
+
+#[test]
 fn a_root_hash_is_sixty_four_digits_and_gives_both_partition_guids() {
     let text = "00112233445566778899aabbccddeeff0123456789abcdef0123456789abcdef";
     let root: RootHash = text.parse().unwrap();

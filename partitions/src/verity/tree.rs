@@ -10,10 +10,12 @@ use sha2::{Digest, Sha256};
 
 use super::superblock::{SUPERBLOCK_BYTES, encode, read_superblock};
 use super::{DIGEST_BYTES, HASH_START_BLOCK, RootHash, VerityError, VerityParams, level_blocks, tree_bytes};
-use crate::device::BlockDevice;
+use crate::device::{AlignedBuffer, BlockDevice};
 
 /// Data is read in pieces of this size.
 const READ_BYTES: usize = 1 << 20;
+/// Threads that hash what is verified.
+const HASHERS_MAX: usize = 4;
 
 /// Computes a tree while data streams by, and writes it to its device.
 pub struct TreeWriter {
@@ -75,8 +77,9 @@ pub fn root_hash_of(params: &VerityParams, mut data: impl Read) -> Result<RootHa
     Ok(tree.finish()?.0)
 }
 
-/// Reads all data and all of the tree and proves that both belong to `root`. Drop the devices' caches first, or the
-/// kernel's memory of what was written is what gets verified.
+/// Reads all data and all of the tree and proves that both belong to `root`. Data is read past the kernel's memory and hashed
+/// by a thread for each processor; drop the caches of `hash_device` first, or the kernel's memory of the tree is what gets
+/// verified.
 pub fn verify(
     data: &dyn BlockDevice,
     hash_device: &dyn BlockDevice,
@@ -90,17 +93,71 @@ pub fn verify(
         });
     }
     let mut tree = Tree::new(params, CompareWith { device: hash_device, stored: Vec::new() })?;
-    let mut buffer = vec![0; READ_BYTES];
-    let mut done = 0;
-    while done < covered {
-        let piece = &mut buffer[..(covered - done).min(READ_BYTES as u64) as usize];
-        data.read_at(done, piece).map_err(reading_data)?;
-        tree.push(piece)?;
-        done += piece.len() as u64;
-    }
+    push_all(&mut tree, data, covered)?;
     let (found, ..) = tree.finish()?;
     if found != *root {
         return Err(VerityError::WrongRoot { expected: *root, found });
+    }
+    Ok(())
+}
+
+/// Pushes the first `covered` bytes of `data`: read and hashed by several threads, each every so many pieces, pushed in order.
+fn push_all<S: Sink>(tree: &mut Tree<S>, data: &dyn BlockDevice, covered: u64) -> Result<(), VerityError> {
+    let threads = std::thread::available_parallelism().map_or(1, usize::from).min(HASHERS_MAX);
+    let leaves = tree.leaves.clone();
+    std::thread::scope(|scope| {
+        let mut from = Vec::new();
+        for thread in 0..threads {
+            // One piece waits while the next is hashed.
+            let (to, digests) = std::sync::mpsc::sync_channel(1);
+            from.push(digests);
+            let leaves = leaves.clone();
+            scope.spawn(move || {
+                let mut buffer = AlignedBuffer::new(READ_BYTES);
+                for start in (0..covered).step_by(READ_BYTES).skip(thread).step_by(threads) {
+                    let piece = &mut buffer[..(covered - start).min(READ_BYTES as u64) as usize];
+                    let read = data.read_past_cache(start, piece).map_err(reading_data);
+                    let failed = read.is_err();
+                    let digests = read.map(|()| leaves.digests(piece));
+                    // Nobody waits for it when another piece was wrong.
+                    if to.send(digests).is_err() || failed {
+                        return;
+                    }
+                }
+            });
+        }
+        for (_, from) in (0..covered).step_by(READ_BYTES).zip(from.iter().cycle()) {
+            let gone = |_| VerityError::WrongAmount { reason: "a thread that hashes ended early".to_owned() };
+            let digests = from.recv().map_err(gone)??;
+            tree.push_digests(&digests)?;
+        }
+        Ok(())
+    })
+}
+
+/// Reads all of the tree and proves that it belongs to `root`: each block by its digest in the level above. Says nothing of the
+/// data. Drop the device's caches first, or the kernel's memory is what gets verified.
+pub fn verify_tree(hash_device: &dyn BlockDevice, root: &RootHash) -> Result<(), VerityError> {
+    let params = read_superblock(hash_device)?;
+    let tree = Tree::new(params, Nowhere)?;
+    let (mut block, mut above) = (vec![0; tree.block_bytes()], root.0.to_vec());
+    for (number, level) in tree.levels.iter().enumerate().rev() {
+        let parent = tree.levels.get(number + 1);
+        for index in 0..level.count {
+            let at = index as usize % (tree.block_bytes() / DIGEST_BYTES);
+            if let (0, Some(parent)) = (at, parent) {
+                above.resize(tree.block_bytes(), 0);
+                let index = index / (tree.block_bytes() / DIGEST_BYTES) as u64;
+                hash_device
+                    .read_at(parent.offset_of(index, &tree.params), &mut above)
+                    .map_err(reading_tree)?;
+            }
+            hash_device.read_at(level.offset_of(index, &tree.params), &mut block).map_err(reading_tree)?;
+            let expected = above.get(at * DIGEST_BYTES..(at + 1) * DIGEST_BYTES);
+            if expected != Some(&tree.leaves.digest(&block)) {
+                return Err(VerityError::TreeCorrupt { level: number, block: index });
+            }
+        }
     }
     Ok(())
 }
@@ -135,9 +192,7 @@ struct CompareWith<'a> {
 impl Sink for CompareWith<'_> {
     fn block(&mut self, level: usize, index: u64, offset: u64, block: &[u8]) -> Result<(), VerityError> {
         self.stored.resize(block.len(), 0);
-        self.device
-            .read_at(offset, &mut self.stored)
-            .map_err(|source| VerityError::Io { action: "reading the verity tree", source })?;
+        self.device.read_at(offset, &mut self.stored).map_err(reading_tree)?;
         let differing = block.iter().zip(&self.stored).position(|(computed, stored)| computed != stored);
         match (differing, level) {
             (None, _) => Ok(()),
@@ -151,14 +206,43 @@ impl Sink for CompareWith<'_> {
     }
 }
 
+/// Digests of blocks.
+#[derive(Clone)]
+struct Leaves {
+    block_bytes: usize,
+    /// SHA-256 that has taken in the salt, which comes before the block (hash type 1).
+    salted: Sha256,
+    zero_block_digest: [u8; DIGEST_BYTES],
+}
+
+impl Leaves {
+    fn new(params: &VerityParams) -> Leaves {
+        let salted = Sha256::new_with_prefix(&params.salt);
+        let block_bytes = params.data_block_bytes as usize;
+        let zero_block_digest = salted.clone().chain_update(vec![0; block_bytes]).finalize().into();
+        Leaves { block_bytes, salted, zero_block_digest }
+    }
+
+    fn digest(&self, block: &[u8]) -> [u8; DIGEST_BYTES] {
+        self.salted.clone().chain_update(block).finalize().into()
+    }
+
+    /// One digest for each data block. A third of an image is zeros, and looking is ten times faster than hashing.
+    fn digests(&self, data: &[u8]) -> Vec<[u8; DIGEST_BYTES]> {
+        let digest = |block: &[u8]| match block.iter().all(|byte| *byte == 0) {
+            true => self.zero_block_digest,
+            false => self.digest(block),
+        };
+        data.chunks_exact(self.block_bytes).map(digest).collect()
+    }
+}
+
 /// The algorithm: digests fill a level's block; a full block goes to the sink and its own digest to the level above.
 struct Tree<S> {
     params: VerityParams,
     sink: S,
     levels: Vec<Level>,
-    /// SHA-256 that has taken in the salt, which comes before the block (hash type 1).
-    salted: Sha256,
-    zero_block_digest: [u8; DIGEST_BYTES],
+    leaves: Leaves,
     pushed: u64,
     root: Option<RootHash>,
 }
@@ -166,10 +250,19 @@ struct Tree<S> {
 struct Level {
     /// First block of the level on the hash device.
     first_block: u64,
+    /// Its blocks.
+    count: u64,
     /// Blocks handed to the sink.
     done: u64,
     block: Vec<u8>,
     filled: usize,
+}
+
+impl Level {
+    /// Byte of the hash device at which block `index` of the level starts.
+    fn offset_of(&self, index: u64, params: &VerityParams) -> u64 {
+        (self.first_block + index) * u64::from(params.hash_block_bytes)
+    }
 }
 
 impl<S: Sink> Tree<S> {
@@ -178,15 +271,23 @@ impl<S: Sink> Tree<S> {
         let block_bytes = params.hash_block_bytes as usize;
         let mut levels = Vec::new();
         let counts = level_blocks(&params);
-        for (level, _) in counts.iter().enumerate() {
+        for (level, count) in counts.iter().enumerate() {
             // Stored from the top down: all higher levels lie before this one.
             let first_block = HASH_START_BLOCK + counts[level + 1..].iter().sum::<u64>();
-            levels.push(Level { first_block, done: 0, block: vec![0; block_bytes], filled: 0 });
+            levels.push(Level {
+                first_block,
+                count: *count,
+                done: 0,
+                block: vec![0; block_bytes],
+                filled: 0,
+            });
         }
-        let salted = Sha256::new_with_prefix(&params.salt);
-        let zero_block = vec![0; params.data_block_bytes as usize];
-        let zero_block_digest = salted.clone().chain_update(zero_block).finalize().into();
-        Ok(Tree { params, sink, levels, salted, zero_block_digest, pushed: 0, root: None })
+        let leaves = Leaves::new(&params);
+        Ok(Tree { params, sink, levels, leaves, pushed: 0, root: None })
+    }
+
+    fn block_bytes(&self) -> usize {
+        self.params.hash_block_bytes as usize
     }
 
     fn push(&mut self, data: &[u8]) -> Result<(), VerityError> {
@@ -195,18 +296,18 @@ impl<S: Sink> Tree<S> {
             let reason = format!("{} bytes are no whole number of {block_bytes}-byte blocks", data.len());
             return Err(VerityError::WrongAmount { reason });
         }
-        self.count((data.len() / block_bytes) as u64)?;
-        for block in data.chunks_exact(block_bytes) {
-            let digest = self.digest(block);
-            self.push_digest(0, digest)?;
-        }
-        Ok(())
+        self.push_digests(&self.leaves.digests(data))
+    }
+
+    fn push_digests(&mut self, digests: &[[u8; DIGEST_BYTES]]) -> Result<(), VerityError> {
+        self.count(digests.len() as u64)?;
+        digests.iter().try_for_each(|digest| self.push_digest(0, *digest))
     }
 
     fn push_zeros(&mut self, blocks: u64) -> Result<(), VerityError> {
         self.count(blocks)?;
         for _ in 0..blocks {
-            self.push_digest(0, self.zero_block_digest)?;
+            self.push_digest(0, self.leaves.zero_block_digest)?;
         }
         Ok(())
     }
@@ -223,10 +324,6 @@ impl<S: Sink> Tree<S> {
         }
     }
 
-    fn digest(&self, block: &[u8]) -> [u8; DIGEST_BYTES] {
-        self.salted.clone().chain_update(block).finalize().into()
-    }
-
     fn push_digest(&mut self, level: usize, digest: [u8; DIGEST_BYTES]) -> Result<(), VerityError> {
         let Some(place) = self.levels.get_mut(level) else {
             self.root = Some(RootHash(digest));
@@ -240,9 +337,8 @@ impl<S: Sink> Tree<S> {
     fn close_block(&mut self, level: usize) -> Result<(), VerityError> {
         let place = &mut self.levels[level];
         place.block[place.filled..].fill(0);
-        let offset = (place.first_block + place.done) * u64::from(self.params.hash_block_bytes);
-        self.sink.block(level, place.done, offset, &place.block)?;
-        let digest = self.salted.clone().chain_update(&place.block).finalize().into();
+        self.sink.block(level, place.done, place.offset_of(place.done, &self.params), &place.block)?;
+        let digest = self.leaves.digest(&place.block);
         place.done += 1;
         place.filled = 0;
         self.push_digest(level + 1, digest)
@@ -267,6 +363,10 @@ impl<S: Sink> Tree<S> {
 
 fn writing(source: std::io::Error) -> VerityError {
     VerityError::Io { action: "writing the verity tree", source }
+}
+
+fn reading_tree(source: std::io::Error) -> VerityError {
+    VerityError::Io { action: "reading the verity tree", source }
 }
 
 fn reading_data(source: std::io::Error) -> VerityError {

@@ -223,6 +223,12 @@ impl BlockDevice for Careless {
             _ => self.disk.drop_caches(),
         }
     }
+    fn read_past_cache(&self, offset: u64, buffer: &mut [u8]) -> io::Result<()> {
+        match self.skips {
+            Skips::Drops => self.disk.read_at(offset, buffer),
+            _ => self.disk.read_past_cache(offset, buffer),
+        }
+    }
 }
 
 struct WrongSlot {

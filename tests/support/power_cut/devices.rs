@@ -41,7 +41,13 @@ impl CutDisk {
 impl BlockDevice for CutDisk {
     fn read_at(&self, offset: u64, buffer: &mut [u8]) -> io::Result<()> {
         self.check(offset, buffer.len() as u64)?;
-        self.recorder.read(self.domain, offset, buffer);
+        self.recorder.read(self.domain, offset, buffer, false);
+        Ok(())
+    }
+
+    fn read_past_cache(&self, offset: u64, buffer: &mut [u8]) -> io::Result<()> {
+        self.check(offset, buffer.len() as u64)?;
+        self.recorder.read(self.domain, offset, buffer, true);
         Ok(())
     }
 

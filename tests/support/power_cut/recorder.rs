@@ -256,8 +256,8 @@ impl Recorder {
         content.chain(state.boot_rows.iter().copied()).all(|row| state.proven.contains(&row))
     }
 
-    /// Fills `buffer` from `offset` of the disk.
-    pub fn read(&self, domain: Domain, offset: u64, buffer: &mut [u8]) {
+    /// Fills `buffer` from `offset` of the disk; `past` the caches, or from them where they were not dropped.
+    pub fn read(&self, domain: Domain, offset: u64, buffer: &mut [u8], past: bool) {
         let state = &mut *self.state();
         let row_bytes = state.now.sector_bytes() as u64;
         let mut done = 0;
@@ -267,7 +267,7 @@ impl Recorder {
             let count = (row_bytes as usize - skip).min(buffer.len() - done);
             state.see(row);
             buffer[done..done + count].copy_from_slice(&state.now.row(row).bytes[skip..skip + count]);
-            state.prove(domain, row);
+            state.prove(domain, row, past);
             done += count;
         }
     }
@@ -464,9 +464,9 @@ impl State {
     }
 
     /// A row counts as proven when it was flushed, the caches were dropped, and then it was read.
-    fn prove(&mut self, domain: Domain, row: u64) {
+    fn prove(&mut self, domain: Domain, row: u64, past: bool) {
         let of_a_slot = |ranges: &Vec<Range<u64>>| ranges.iter().any(|range| range.contains(&row));
-        let last_drop = self.last_drop.get(&domain).copied().unwrap_or(0);
+        let last_drop = if past { Some(u64::MAX) } else { self.last_drop.get(&domain).copied() }.unwrap_or(0);
         if last_drop == 0 || !self.guard.content.iter().any(of_a_slot) && !self.boot_rows.contains(&row) {
             return;
         }

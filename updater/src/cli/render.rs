@@ -177,6 +177,15 @@ fn traffic(traffic: &Traffic) -> String {
     )
 }
 
+/// What an install waited for most, where it was large enough for anybody to ask.
+fn limit(answer: &Update) -> String {
+    let bytes = answer.traffic.written + answer.traffic.kept;
+    match answer.stages {
+        Some(stages) if bytes >= 64 << 20 => format!(", mostly {}", stages.limit.words()),
+        _ => String::new(),
+    }
+}
+
 /// What was really paid for: more than was wanted, by documents and by what had to come twice.
 fn network(answer: &Update) -> String {
     let Some(network) = answer.network else { return String::new() };
@@ -186,7 +195,8 @@ fn network(answer: &Update) -> String {
 fn update(answer: &Update, verb: &str) -> String {
     let name = release(&answer.release);
     let slot = answer.slot;
-    let cost = format!("{} in {:.1} s{}", traffic(&answer.traffic), answer.seconds, network(answer));
+    let time = format!("{:.1} s{}", answer.seconds, limit(answer));
+    let cost = format!("{} in {time}{}", traffic(&answer.traffic), network(answer));
     match answer.outcome {
         Outcome::Unchanged => format!("Nothing changed. {}\n", answer.detail),
         Outcome::WouldUpdate => {

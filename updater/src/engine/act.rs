@@ -115,7 +115,7 @@ impl<'a> Engine<'a> {
             self.disown(slot, &error);
             (why(&error), RUNNING_UNTOUCHED)
         })?;
-        self.run.traffic = proven.traffic();
+        (self.run.traffic, self.run.stages) = (proven.traffic(), proven.stages());
         self.run.proven = Some(proven);
         Ok(())
     }

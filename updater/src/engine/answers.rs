@@ -10,7 +10,7 @@ use switchback_partitions::slot::Slot;
 use crate::config::service::Name;
 use crate::digest::Digest;
 use crate::health::{CheckResult, HealthReport};
-use crate::install::{ReleaseName, Traffic};
+use crate::install::{ReleaseName, Stages, Traffic};
 use crate::lifecycle;
 use crate::logs::StartLog;
 use crate::reason::Reason;
@@ -285,6 +285,9 @@ pub struct Update {
     /// a folder.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub network: Option<Network>,
+    /// Where the time of writing the slot went; absent where nothing was written.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub stages: Option<Stages>,
     /// How long it took, in seconds.
     pub seconds: f64,
     /// Starts the trial has.

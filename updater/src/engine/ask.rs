@@ -308,6 +308,7 @@ impl Engine<'_> {
             slot,
             traffic: Traffic::default(),
             network: None,
+            stages: None,
             seconds: 0.0,
             tries: self.config.boot.tries,
             detail: String::new(),
@@ -363,6 +364,7 @@ impl Engine<'_> {
             return Err(failure);
         }
         (answer.traffic, answer.network) = (self.run.traffic, self.run.network);
+        answer.stages = self.run.stages;
         answer.seconds = (began.elapsed().as_secs_f64() * 1000.0).round() / 1000.0;
         (answer.outcome, answer.detail) = match rest {
             Rest::Refused(why) => return Err(Failure { why, untouched: NOTHING_CHANGED }),

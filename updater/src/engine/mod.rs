@@ -34,7 +34,7 @@ use crate::health::{CheckResult, HealthReport};
 use crate::host::lock::InstanceLock;
 use crate::host::{Machine, make_state_dir};
 use crate::init::stage::{Mark, Stage};
-use crate::install::{Install, InstallError, Proven, Release, Surveyed, Traffic};
+use crate::install::{Install, InstallError, Proven, Release, Stages, Surveyed, Traffic};
 use crate::lifecycle::{Action, Event, Policy, State, step};
 use crate::progress::{Progress, until_stopped};
 use crate::reason::{Reason, Why};
@@ -124,6 +124,8 @@ struct Run<'a> {
     traffic: Traffic,
     /// What came over the network for it.
     network: Option<Network>,
+    /// Where the time of writing it went.
+    stages: Option<Stages>,
     health: Option<HealthReport>,
     /// What the image's scripts for after the verdict made of it.
     hooks: Vec<CheckResult>,

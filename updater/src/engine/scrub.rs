@@ -14,7 +14,7 @@ use switchback_partitions::slot::Slot;
 use super::answers::{Answer, Content, Scrubbed, SlotScrub, Soundness};
 use super::observe::Seen;
 use super::{Engine, Failure, chain, host_reason};
-use crate::install::{InstallError, Place, Release, read_back};
+use crate::install::{Depth, InstallError, Place, Release, read_back};
 use crate::reason::Reason;
 
 /// Between two looks at documents that do not verify.
@@ -60,7 +60,7 @@ impl Engine<'_> {
                 };
                 let (root, tree) = (window(&partitions.root)?, window(&partitions.verity)?);
                 let place = Place { slot, root: &root, tree: &tree, bootloader };
-                match read_back(release, &place, self.progress) {
+                match read_back(release, &place, Depth::Everything, self.progress) {
                     Ok(()) => (Soundness::Sound, String::new()),
                     Err(error) if !is_damage(&error) => return Err(Failure::before(error.reason(), error)),
                     Err(_) if self.holds_another(slot, release)? => (Soundness::Changed, String::new()),

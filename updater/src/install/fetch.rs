@@ -4,6 +4,7 @@
 //! order; what a patch cannot give is taken from the slot layer, whose failure alone ends the install.
 
 use std::ops::Range;
+use std::time::Instant;
 
 use bytes::Bytes;
 use futures_util::StreamExt as _;
@@ -13,6 +14,7 @@ use super::InstallError;
 use super::body::Body;
 use super::luck::Luck;
 use super::pipeline::SlotJob;
+use super::stages::Clock;
 use crate::image::manifest::Descriptor;
 use crate::image::plan::{Cost, Entries as _, From, Plan, Segment};
 use crate::registry::Registry;
@@ -210,8 +212,12 @@ impl<'a> Fetcher<'a> {
         Fetcher { job, kept, luck, layer, patch }
     }
 
-    /// Sends every segment in order, each to the next worker in turn.
-    pub async fn run(&self, to: &[tokio::sync::mpsc::Sender<(Segment, Input)>]) -> Result<(), InstallError> {
+    /// Sends every segment in order, each to the next worker in turn. The clock counts the waits for the registry.
+    pub async fn run(
+        &self,
+        to: &[tokio::sync::mpsc::Sender<(Segment, Input)>],
+        clock: &mut Clock,
+    ) -> Result<(), InstallError> {
         let mut batches = Batches::default();
         let mut loading = FuturesOrdered::new();
         let mut to = to.iter().cycle();
@@ -224,7 +230,9 @@ impl<'a> Fetcher<'a> {
             {
                 loading.push_back(self.load(batch));
             }
+            let began = Instant::now();
             let Some(loaded) = loading.next().await else { return Ok(()) };
+            clock.add(began.elapsed());
             let (asked, segments) = loaded?;
             probed |= asked;
             for segment in segments {

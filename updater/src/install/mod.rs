@@ -15,8 +15,10 @@ mod luck;
 mod patches;
 mod pipeline;
 mod preflight;
+mod prove;
 mod read_back;
 mod release;
+mod stages;
 mod stored;
 mod survey;
 mod watched;
@@ -32,8 +34,9 @@ use switchback_partitions::verity::{RootHash, TreeWriter, VerityParams};
 pub use self::error::{InstallError, registry_reason, trust_reason};
 pub use self::pipeline::Traffic;
 pub use self::preflight::{Offer, preflight};
-pub use self::read_back::{Place, boot_files as boot_files_of, read_back};
+pub use self::read_back::{Depth, Place, boot_files as boot_files_of, read_back};
 pub use self::release::{PASSPORT, Passport, Release, ReleaseName};
+pub use self::stages::{Limit, Stages};
 pub use self::survey::{Ground, Survey, Surveyed};
 use crate::digest::Digest;
 use crate::host::state_dir::StateDir;
@@ -46,7 +49,10 @@ use crate::registry::Registry;
 pub struct Cleared(());
 /// Slot, hash tree, boot files and passport are written and flushed, but unproven.
 #[derive(Debug)]
-pub struct Written(());
+pub struct Written {
+    /// The slot's data was read back from the medium behind the writer, and has the signed root: this run saw it, no note did.
+    data_read_back: bool,
+}
 /// All of it was read back from the medium and verified.
 #[derive(Debug)]
 pub struct Proven(());
@@ -66,7 +72,9 @@ pub struct Install<'a, S> {
     release: Release,
     target: Target<'a>,
     traffic: Traffic,
-    _stage: S,
+    /// Where the time of writing went, if anything was written.
+    stages: Option<Stages>,
+    stage: S,
 }
 
 impl<'a> Install<'a, Cleared> {
@@ -74,7 +82,8 @@ impl<'a> Install<'a, Cleared> {
     /// The partitions are marked half-written and get the identity (PARTUUIDs) of the content to come.
     pub fn clear(release: Release, target: Target<'a>) -> Result<Install<'a, Cleared>, InstallError> {
         target.bootloader.forget(target.slot.slot())?;
-        let install = Install { release, target, traffic: Traffic::default(), _stage: Cleared(()) };
+        let install =
+            Install { release, target, traffic: Traffic::default(), stages: None, stage: Cleared(()) };
         for layer in &install.release.manifest.slots {
             let root = RootHash(install.release.verity(&layer.name)?.root);
             install.target.slot.mark_partial(Some(&root)).map_err(InstallError::slot)?;
@@ -92,10 +101,10 @@ impl<'a> Install<'a, Cleared> {
     ) -> Result<Install<'a, Written>, InstallError> {
         let slot = self.target.slot.slot();
         let journal = journal::Journal::open(self.target.state_dir, self.release.digest, slot)?;
-        let mut traffic = Traffic::default();
+        let (mut traffic, mut stages) = (Traffic::default(), None);
         for (layer, surveyed) in self.release.manifest.slots.iter().zip(surveyed) {
             let info = self.release.verity(&layer.name)?.clone();
-            let mut tree = TreeWriter::new(verity_params(&info), self.target.slot.verity())
+            let tree = TreeWriter::new(verity_params(&info), self.target.slot.verity())
                 .map_err(InstallError::tree)?;
             let job = pipeline::SlotJob {
                 registry,
@@ -106,21 +115,16 @@ impl<'a> Install<'a, Cleared> {
                 progress,
             };
             traffic.add(surveyed.traffic);
-            traffic.add(job.run(runtime, &mut tree)?);
-            let found = tree.finish().map_err(InstallError::tree)?;
+            let (cost, times) = job.run(runtime, tree, RootHash(info.root))?;
+            traffic.add(cost);
+            stages = Some(stages.map_or(times, |before: Stages| before.and(times)));
             self.target.slot.verity().flush().map_err(InstallError::writing_slot)?;
-            if found.0 != info.root {
-                return Err(InstallError::RootHash {
-                    expected: hex::encode(info.root),
-                    found: hex::encode(found.0),
-                });
-            }
             stored::settle(self.target.state_dir, slot, &layer.name);
         }
-        self.traffic = traffic;
+        (self.traffic, self.stages) = (traffic, stages);
         self.write_boot_files(registry, runtime, progress)?;
         journal.finish()?;
-        Ok(self.at(Written(())))
+        Ok(self.at(Written { data_read_back: true }))
     }
 
     fn write_boot_files(
@@ -160,11 +164,17 @@ impl<'a> Install<'a, Written> {
     /// A release that already lies in the slot, by its passport: nothing was fetched or written, everything is to be
     /// proven all the same.
     pub fn present(release: Release, target: Target<'a>) -> Install<'a, Written> {
-        Install { release, target, traffic: Traffic::default(), _stage: Written(()) }
+        Install {
+            release,
+            target,
+            traffic: Traffic::default(),
+            stages: None,
+            stage: Written { data_read_back: false },
+        }
     }
 
-    /// Step 3: caches dropped, all of it read back; data against the hash tree, the tree against the signed root hash,
-    /// boot files and passport against their digests.
+    /// Step 3: caches dropped, all of it read back that was not yet; data against the hash tree, the tree against the signed
+    /// root hash, boot files and passport against their digests.
     pub fn prove(self, progress: &dyn Progress) -> Result<Install<'a, Proven>, InstallError> {
         let (root, tree) = (self.target.slot.root(), self.target.slot.verity());
         let place = Place {
@@ -173,7 +183,11 @@ impl<'a> Install<'a, Written> {
             tree: &*tree,
             bootloader: &*self.target.bootloader,
         };
-        read_back(&self.release, &place, progress)?;
+        let how_much = match self.stage.data_read_back {
+            true => Depth::Rest,
+            false => Depth::Everything,
+        };
+        read_back(&self.release, &place, how_much, progress)?;
         self.target.slot.mark_whole().map_err(InstallError::slot)?;
         Ok(self.at(Proven(())))
     }
@@ -197,11 +211,17 @@ impl Install<'_, Proven> {
     pub fn traffic(&self) -> Traffic {
         self.traffic
     }
+
+    /// Where the time of writing went; `None` when nothing was written.
+    pub fn stages(&self) -> Option<Stages> {
+        self.stages
+    }
 }
 
 impl<'a, S> Install<'a, S> {
     fn at<T>(self, stage: T) -> Install<'a, T> {
-        Install { release: self.release, target: self.target, traffic: self.traffic, _stage: stage }
+        let Install { release, target, traffic, stages, .. } = self;
+        Install { release, target, traffic, stages, stage }
     }
 }
 

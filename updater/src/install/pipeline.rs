@@ -1,19 +1,22 @@
-//! Find or fetch, verify, write: one slot partition from one layer, in ascending order, in bounded memory.
+//! Find or fetch, verify, write, read back: one slot partition from one layer, in ascending order, in bounded memory.
 //!
-//! Not here: which slot, whether it may be written, arming; the stages themselves (`fetch`, `work`, `write`). Rule: a chunk
+//! Not here: which slot, whether it may be written, arming; the stages themselves (`fetch`, `work`, `write`, `prove`). Rule: a chunk
 //! reaches the device only after its SHA-256 matched the signed index, and nothing is buffered beyond the segments under way.
 
 use std::sync::Arc;
 use std::sync::mpsc::sync_channel;
+use std::time::Instant;
 
 use switchback_partitions::device::BlockDevice;
-use switchback_partitions::verity::TreeWriter;
+use switchback_partitions::verity::{RootHash, TreeWriter};
 
 use super::InstallError;
 use super::fetch::Fetcher;
 use super::journal::Journal;
 use super::luck::Luck;
 use super::patches::Offered;
+use super::prove::{prove, why};
+use super::stages::{Clock, Stages};
 use super::survey::Surveyed;
 use super::work::Worker;
 use super::write::write;
@@ -77,20 +80,22 @@ pub struct SlotJob<'a> {
 }
 
 impl<'a> SlotJob<'a> {
-    /// Writes the whole partition and feeds the hash tree with every block.
+    /// Writes the whole partition, and its hash tree from what the medium gives back; the tree's root is to be `expected`.
     pub fn run(
         &self,
         runtime: &tokio::runtime::Handle,
-        tree: &mut TreeWriter,
-    ) -> Result<Traffic, InstallError> {
+        mut tree: TreeWriter,
+        expected: RootHash,
+    ) -> Result<(Traffic, Stages), InstallError> {
         let kept = self.compare()?;
         self.progress.begin(Phase::Write, self.index().raw_bytes());
-        let luck = Luck::default();
+        let (luck, began) = (Luck::default(), Instant::now());
+        let (mut network, mut writing, mut proving) = (Clock::default(), Clock::default(), Clock::default());
         let workers = std::thread::available_parallelism().map_or(1, usize::from).min(WORKERS_MAX);
         let workers: Result<Vec<Worker<'_>>, InstallError> =
             (0..workers).map(|_| Worker::new(self, &luck, runtime.clone())).collect();
         let workers = workers?;
-        let (fetched, written) = std::thread::scope(|scope| {
+        let (fetched, worked, written, proven) = std::thread::scope(|scope| {
             let (mut to_work, mut to_write, mut working) = (Vec::new(), Vec::new(), Vec::new());
             for worker in workers {
                 let (segments, from) = tokio::sync::mpsc::channel(SEGMENTS_IN_FLIGHT);
@@ -99,22 +104,36 @@ impl<'a> SlotJob<'a> {
                 to_write.push(results);
                 working.push(scope.spawn(move || worker.run(from, made)));
             }
-            let writer = scope.spawn(move || write(self, &to_write, tree));
+            // The writer is at most one step ahead of who reads back.
+            let (to_prove, flushed) = sync_channel(1);
+            let writer = scope.spawn(|| write(self, &{ to_write }, to_prove, &mut writing));
+            let prover = scope.spawn(|| prove(self, &{ flushed }, &mut tree, &mut proving));
             let fetcher = Fetcher::new(self, &kept, &luck);
-            let fetching = until_stopped(self.progress, fetcher.run(&to_work));
+            let fetching = until_stopped(self.progress, fetcher.run(&to_work, &mut network));
             let fetched = runtime.block_on(fetching).unwrap_or(Err(InstallError::Interrupted));
-            // The workers end when nothing can come any more, and the writer after them.
+            // The workers end when nothing can come any more, the writer after them, and who reads back after it.
             drop(to_work);
             let written = writer.join().unwrap_or(Err(InstallError::Worker));
-            let whole = working.into_iter().all(|worker| worker.join().is_ok());
-            (fetched, if whole { written } else { written.and(Err(InstallError::Worker)) })
+            let worked: Result<Vec<Clock>, _> = working.into_iter().map(|worker| worker.join()).collect();
+            let proven = prover.join().unwrap_or(Err(InstallError::Worker));
+            (fetched, worked.map_err(|_| InstallError::Worker), written, proven)
         });
         self.progress.end();
-        // A stage that fails closes its channel, and the stages before it see only that: the last one has the cause.
-        let mut traffic = written?;
+        // A stage that fails closes its channels, and its neighbours see only that: the one behind it ends as broken, the ones
+        // before it well. The cause is the last that is no such end.
+        let mut traffic = match (written, proven) {
+            (Err(InstallError::Worker), proven) => return Err(proven.err().unwrap_or(InstallError::Worker)),
+            (written, proven) => written.and_then(|traffic| proven.map(|()| traffic))?,
+        };
         fetched?;
+        let workers = worked?;
         (traffic.fetched, traffic.requests) = luck.cost();
-        Ok(traffic)
+        let found = tree.finish().map_err(InstallError::tree)?;
+        if found != expected {
+            return Err(why(self, found, expected));
+        }
+        let seconds = began.elapsed().as_secs_f64();
+        Ok((traffic, Stages::new(seconds, &network, &workers, &writing, &proving)))
     }
 
     /// Which frames an interrupted run left in place: read back and compared, never believed. Empty when there was none.

@@ -27,29 +27,51 @@ pub struct Place<'a> {
     pub bootloader: &'a dyn Bootloader,
 }
 
+/// How much of a slot is read.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Depth {
+    /// Data, hash tree, boot files, passport.
+    Everything,
+    /// All but the data, which this process read back itself, and compared with the signed root, when it wrote it.
+    Rest,
+}
+
 /// Caches dropped, then data against the hash tree, the tree against the signed root hash, boot files and passport
 /// against their digests. The first difference is the error.
-pub fn read_back(release: &Release, place: &Place<'_>, progress: &dyn Progress) -> Result<(), InstallError> {
+pub fn read_back(
+    release: &Release,
+    place: &Place<'_>,
+    depth: Depth,
+    progress: &dyn Progress,
+) -> Result<(), InstallError> {
     let slots = &release.manifest.slots;
     let bytes = slots.iter().map(|layer| release.slot_bytes(&layer.name)).sum::<Result<u64, _>>()?;
-    progress.begin(Phase::Prove, bytes);
-    let compared = compare(release, place, progress);
+    progress.begin(Phase::Prove, if depth == Depth::Everything { bytes } else { 0 });
+    let compared = compare(release, place, depth, progress);
     progress.end();
     compared
 }
 
-fn compare(release: &Release, place: &Place<'_>, progress: &dyn Progress) -> Result<(), InstallError> {
+fn compare(
+    release: &Release,
+    place: &Place<'_>,
+    depth: Depth,
+    progress: &dyn Progress,
+) -> Result<(), InstallError> {
     for device in [place.root, place.tree] {
         device.drop_caches().map_err(InstallError::reading_slot)?;
     }
     for layer in &release.manifest.slots {
         let info = release.verity(&layer.name)?;
         let watched = Watched { device: place.root, progress };
-        verity::verify(&watched, place.tree, &RootHash(info.root)).map_err(|source| {
-            match progress.stopped() {
-                true => InstallError::Interrupted,
-                false => InstallError::read_back(source),
-            }
+        let root = RootHash(info.root);
+        let verified = match depth {
+            Depth::Everything => verity::verify(&watched, place.tree, &root),
+            Depth::Rest => verity::verify_tree(place.tree, &root),
+        };
+        verified.map_err(|source| match progress.stopped() {
+            true => InstallError::Interrupted,
+            false => InstallError::read_back(source),
         })?;
     }
     Ok(place.bootloader.verify(place.slot, &boot_set(release, boot_files(release)))?)

@@ -14,14 +14,23 @@ pub struct Watched<'a> {
     pub progress: &'a dyn Progress,
 }
 
-impl BlockDevice for Watched<'_> {
-    fn read_at(&self, offset: u64, buffer: &mut [u8]) -> io::Result<()> {
+impl Watched<'_> {
+    fn read(&self, bytes: usize, read: impl FnOnce() -> io::Result<()>) -> io::Result<()> {
         if self.progress.stopped() {
             return Err(io::Error::new(io::ErrorKind::Interrupted, "stopped on request"));
         }
-        self.device.read_at(offset, buffer)?;
-        self.progress.advance(buffer.len() as u64);
+        read()?;
+        self.progress.advance(bytes as u64);
         Ok(())
+    }
+}
+
+impl BlockDevice for Watched<'_> {
+    fn read_at(&self, offset: u64, buffer: &mut [u8]) -> io::Result<()> {
+        self.read(buffer.len(), || self.device.read_at(offset, buffer))
+    }
+    fn read_past_cache(&self, offset: u64, buffer: &mut [u8]) -> io::Result<()> {
+        self.read(buffer.len(), || self.device.read_past_cache(offset, buffer))
     }
     fn write_at(&self, offset: u64, data: &[u8]) -> io::Result<()> {
         self.device.write_at(offset, data)

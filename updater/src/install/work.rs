@@ -13,6 +13,7 @@ use super::body::Body;
 use super::fetch::Input;
 use super::luck::Luck;
 use super::pipeline::SlotJob;
+use super::stages::Clock;
 use crate::image::frame::{FrameDecoder, chunks_are};
 use crate::image::index::{FrameRef, Index};
 use crate::image::patch;
@@ -23,8 +24,8 @@ use crate::progress::until_stopped;
 pub enum Made {
     /// Zeros.
     Zeros,
-    /// These bytes, which lie there already.
-    InPlace(Vec<u8>),
+    /// What lies there already.
+    InPlace,
     /// These bytes, from elsewhere on the machine.
     Copied(Vec<u8>),
     /// These bytes, which were fetched.
@@ -58,19 +59,21 @@ impl<'a> Worker<'a> {
         Ok(Worker { job, luck, runtime, frames: FrameDecoder::new()?, prefix: Vec::new() })
     }
 
-    /// Works until one of its two neighbours has gone.
+    /// Works until one of its two neighbours has gone; how long it was at work.
     pub fn run(
         mut self,
         mut from: Receiver<(Segment, Input)>,
         to: SyncSender<Result<(Segment, Made), InstallError>>,
-    ) {
+    ) -> Clock {
+        let mut clock = Clock::default();
         while let Some((segment, input)) = from.blocking_recv() {
-            let made = self.make(&segment, input);
+            let made = clock.work(|| self.make(&segment, input));
             let failed = made.is_err();
             if to.send(made.map(|made| (segment, made))).is_err() || failed {
-                return;
+                break;
             }
         }
+        clock
     }
 
     fn make(&mut self, segment: &Segment, input: Input) -> Result<Made, InstallError> {
@@ -79,7 +82,7 @@ impl<'a> Worker<'a> {
             (From::InPlace, _) => {
                 let mut raw = self.read(Place::Target, segment.raw.start, segment);
                 Ok(match self.mend(Place::Target, segment, &mut raw)? {
-                    Mended::Nothing => Made::InPlace(raw),
+                    Mended::Nothing => Made::InPlace,
                     Mended::Some => Made::Copied(raw),
                     Mended::All => Made::Fetched(raw),
                 })

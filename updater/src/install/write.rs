@@ -1,26 +1,33 @@
-//! The last stage: writes in ascending order, hashes for dm-verity, flushes and journals.
+//! The third stage: writes in ascending order, flushes, journals, and hands over what may be read back.
 //!
-//! Not here: the bytes' origin. Rule: what lies there already is not written again, and the journal says only what was flushed.
+//! Not here: the bytes' origin, the hash tree (`prove`). Rule: what lies there already is not written again, and the journal says only what was flushed.
 
-use std::sync::mpsc::Receiver;
+use std::ops::Range;
+use std::sync::mpsc::{Receiver, SyncSender};
 
-use switchback_partitions::verity::TreeWriter;
+use switchback_partitions::device::AlignedBuffer;
 
 use super::pipeline::{JOURNAL_EVERY_BYTES, SlotJob};
+use super::stages::Clock;
 use super::work::Made;
 use super::{InstallError, Traffic};
-use crate::image::BLOCK_BYTES;
 use crate::image::plan::Segment;
 
-/// The device gets pieces of at least this many bytes.
+/// The device gets pieces of at most this many bytes, and of so many wherever there is no gap.
 const WRITE_BYTES: usize = 1024 * 1024;
 
 /// What each worker hands over, in the order in which it was dealt out to it.
 pub type Results = Receiver<Result<(Segment, Made), InstallError>>;
 
-/// Takes the segments from the workers in turn and writes them.
-pub fn write(job: &SlotJob<'_>, from: &[Results], tree: &mut TreeWriter) -> Result<Traffic, InstallError> {
-    let mut out = Writer { job, tree, pending: Vec::with_capacity(WRITE_BYTES), at: 0, unmarked: 0 };
+/// Takes the segments from the workers in turn and writes them. What is on the medium goes `to_prove`.
+pub fn write(
+    job: &SlotJob<'_>,
+    from: &[Results],
+    to_prove: SyncSender<Range<u64>>,
+    clock: &mut Clock,
+) -> Result<Traffic, InstallError> {
+    let pending = AlignedBuffer::new(WRITE_BYTES);
+    let mut out = Writer { job, to_prove, clock, pending, filled: 0, at: 0, marked: 0 };
     let mut traffic = Traffic::default();
     for from in from.iter().cycle() {
         let Ok(made) = from.recv() else { break };
@@ -35,8 +42,8 @@ pub fn write(job: &SlotJob<'_>, from: &[Results], tree: &mut TreeWriter) -> Resu
                 out.zero(bytes)?;
                 traffic.zero += bytes;
             }
-            Made::InPlace(raw) => {
-                out.keep(&raw)?;
+            Made::InPlace => {
+                out.keep(bytes)?;
                 traffic.kept += bytes;
             }
             Made::Copied(raw) => {
@@ -56,66 +63,73 @@ pub fn write(job: &SlotJob<'_>, from: &[Results], tree: &mut TreeWriter) -> Resu
     Ok(traffic)
 }
 
-/// Collects segments into large writes and whole verity blocks.
-struct Writer<'a, 'b> {
+/// Collects segments into large writes.
+struct Writer<'a> {
     job: &'a SlotJob<'a>,
-    tree: &'b mut TreeWriter,
-    pending: Vec<u8>,
+    to_prove: SyncSender<Range<u64>>,
+    clock: &'a mut Clock,
+    pending: AlignedBuffer,
+    /// Bytes of `pending` that wait to be written.
+    filled: usize,
     /// First byte that is neither written nor pending.
     at: u64,
-    /// Bytes in place since the journal's last mark.
-    unmarked: u64,
+    /// First byte that the journal does not know of.
+    marked: u64,
 }
 
-impl Writer<'_, '_> {
+impl Writer<'_> {
     fn bytes(&mut self, raw: &[u8]) -> Result<(), InstallError> {
-        self.pending.extend_from_slice(raw);
-        self.at += raw.len() as u64;
-        if self.pending.len() >= WRITE_BYTES {
-            self.drain()?;
+        let mut rest = raw;
+        while !rest.is_empty() {
+            let (now, later) = rest.split_at(rest.len().min(WRITE_BYTES - self.filled));
+            self.pending[self.filled..][..now.len()].copy_from_slice(now);
+            self.filled += now.len();
+            self.at += now.len() as u64;
+            rest = later;
+            if self.filled == WRITE_BYTES {
+                self.drain()?;
+            }
         }
         Ok(())
     }
 
     fn zero(&mut self, bytes: u64) -> Result<(), InstallError> {
         self.drain()?;
-        self.job.device.zero(self.at, bytes).map_err(InstallError::writing_slot)?;
-        self.tree.push_zeros(bytes / u64::from(BLOCK_BYTES)).map_err(InstallError::tree)?;
+        let (device, at) = (&self.job.device, self.at);
+        self.clock.work(|| device.zero(at, bytes)).map_err(InstallError::writing_slot)?;
         self.at += bytes;
-        self.journal(bytes)
+        self.journal()
     }
 
-    fn keep(&mut self, raw: &[u8]) -> Result<(), InstallError> {
+    /// What is in place counts like what is written: a mark that waited for 64 MiB of new bytes would lie more than one step
+    /// behind after the second kill, and the run after that would pay for the difference again.
+    fn keep(&mut self, bytes: u64) -> Result<(), InstallError> {
         self.drain()?;
-        self.tree.push(raw).map_err(InstallError::tree)?;
-        self.at += raw.len() as u64;
-        // What is in place counts like what is written: a mark that waited for 64 MiB of new bytes would lie more than
-        // one step behind after the second kill, and the run after that would pay for the difference again.
-        self.journal(raw.len() as u64)
+        self.at += bytes;
+        self.journal()
     }
 
     fn drain(&mut self) -> Result<(), InstallError> {
-        if self.pending.is_empty() {
+        let pending = &self.pending[..std::mem::take(&mut self.filled)];
+        if pending.is_empty() {
             return Ok(());
         }
-        let bytes = self.pending.len() as u64;
-        let start = self.at - bytes;
-        self.job.device.write_at(start, &self.pending).map_err(InstallError::writing_slot)?;
-        self.tree.push(&self.pending).map_err(InstallError::tree)?;
-        self.pending.clear();
-        self.journal(bytes)
+        let (device, start) = (&self.job.device, self.at - pending.len() as u64);
+        self.clock.work(|| device.write_past_cache(start, pending)).map_err(InstallError::writing_slot)?;
+        self.journal()
     }
 
-    fn journal(&mut self, bytes: u64) -> Result<(), InstallError> {
-        self.unmarked += bytes;
-        if self.unmarked >= JOURNAL_EVERY_BYTES { self.mark() } else { Ok(()) }
+    fn journal(&mut self) -> Result<(), InstallError> {
+        if self.at - self.marked >= JOURNAL_EVERY_BYTES { self.mark() } else { Ok(()) }
     }
 
-    /// What is written so far is on the medium; then the journal says so.
+    /// What is written so far is on the medium; then the journal says so, and it is read back.
     fn mark(&mut self) -> Result<(), InstallError> {
-        self.job.device.flush().map_err(InstallError::writing_slot)?;
+        let device = &self.job.device;
+        self.clock.work(|| device.flush()).map_err(InstallError::writing_slot)?;
         self.job.journal.reached(self.at)?;
-        self.unmarked = 0;
-        Ok(())
+        // Who reads back and ends early has its own error to tell.
+        let done = std::mem::replace(&mut self.marked, self.at)..self.at;
+        self.to_prove.send(done).map_err(|_| InstallError::Worker)
     }
 }

@@ -4,6 +4,7 @@
 //! places for its blocks to go.
 
 use std::io::Read;
+use std::ops::Range;
 use std::sync::Arc;
 
 use sha2::{Digest, Sha256};
@@ -37,6 +38,11 @@ impl TreeWriter {
     /// The next data: whole blocks, in order.
     pub fn push(&mut self, data: &[u8]) -> Result<(), VerityError> {
         self.tree.push(data)
+    }
+
+    /// The next data is a range of a device, of whole blocks: read past the kernel's memory, hashed by a thread for each processor.
+    pub fn push_from(&mut self, data: &dyn BlockDevice, range: Range<u64>) -> Result<(), VerityError> {
+        push_from(&mut self.tree, data, range)
     }
 
     /// The next data is `blocks` blocks of zeros: hashed once, whatever their number.
@@ -93,7 +99,7 @@ pub fn verify(
         });
     }
     let mut tree = Tree::new(params, CompareWith { device: hash_device, stored: Vec::new() })?;
-    push_all(&mut tree, data, covered)?;
+    push_from(&mut tree, data, 0..covered)?;
     let (found, ..) = tree.finish()?;
     if found != *root {
         return Err(VerityError::WrongRoot { expected: *root, found });
@@ -101,8 +107,19 @@ pub fn verify(
     Ok(())
 }
 
-/// Pushes the first `covered` bytes of `data`: read and hashed by several threads, each every so many pieces, pushed in order.
-fn push_all<S: Sink>(tree: &mut Tree<S>, data: &dyn BlockDevice, covered: u64) -> Result<(), VerityError> {
+/// Pushes a range of `data`: read past the kernel's memory and hashed by several threads, each every so many pieces, pushed in
+/// order.
+fn push_from<S: Sink>(
+    tree: &mut Tree<S>,
+    data: &dyn BlockDevice,
+    range: Range<u64>,
+) -> Result<(), VerityError> {
+    let block_bytes = tree.params.data_block_bytes;
+    if !(range.end - range.start).is_multiple_of(u64::from(block_bytes)) {
+        let reason = format!("{range:?} is no whole number of {block_bytes}-byte blocks");
+        return Err(VerityError::WrongAmount { reason });
+    }
+    let pieces = || range.clone().step_by(READ_BYTES);
     let threads = std::thread::available_parallelism().map_or(1, usize::from).min(HASHERS_MAX);
     let leaves = tree.leaves.clone();
     std::thread::scope(|scope| {
@@ -111,11 +128,11 @@ fn push_all<S: Sink>(tree: &mut Tree<S>, data: &dyn BlockDevice, covered: u64) -
             // One piece waits while the next is hashed.
             let (to, digests) = std::sync::mpsc::sync_channel(1);
             from.push(digests);
-            let leaves = leaves.clone();
+            let (leaves, range, pieces) = (&leaves, &range, &pieces);
             scope.spawn(move || {
                 let mut buffer = AlignedBuffer::new(READ_BYTES);
-                for start in (0..covered).step_by(READ_BYTES).skip(thread).step_by(threads) {
-                    let piece = &mut buffer[..(covered - start).min(READ_BYTES as u64) as usize];
+                for start in pieces().skip(thread).step_by(threads) {
+                    let piece = &mut buffer[..(range.end - start).min(READ_BYTES as u64) as usize];
                     let read = data.read_past_cache(start, piece).map_err(reading_data);
                     let failed = read.is_err();
                     let digests = read.map(|()| leaves.digests(piece));
@@ -126,7 +143,7 @@ fn push_all<S: Sink>(tree: &mut Tree<S>, data: &dyn BlockDevice, covered: u64) -
                 }
             });
         }
-        for (_, from) in (0..covered).step_by(READ_BYTES).zip(from.iter().cycle()) {
+        for (_, from) in pieces().zip(from.iter().cycle()) {
             let gone = |_| VerityError::WrongAmount { reason: "a thread that hashes ended early".to_owned() };
             let digests = from.recv().map_err(gone)??;
             tree.push_digests(&digests)?;

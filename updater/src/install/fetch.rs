@@ -39,6 +39,29 @@ pub enum Input {
     Entry(Bytes),
 }
 
+/// Segments that go from one stage to the next together, each with what belongs to it: one by one the stages would wait for
+/// each other at every 16 KiB.
+pub type Parcel<T> = Vec<(Segment, T)>;
+
+/// A parcel is closed when this much was not zeros; with its last segment it has at most twice that.
+const PARCEL_BYTES: u64 = 256 * 1024;
+
+fn parcels<T>(segments: Vec<(Segment, T)>) -> Vec<Parcel<T>> {
+    let (mut parcels, mut bytes) = (vec![Vec::new()], 0);
+    for (segment, input) in segments {
+        if bytes >= PARCEL_BYTES {
+            (bytes, _) = (0, parcels.push(Vec::new()));
+        }
+        if segment.from != From::Zeros {
+            bytes += length(&segment.raw);
+        }
+        if let Some(last) = parcels.last_mut() {
+            last.push((segment, input));
+        }
+    }
+    parcels
+}
+
 /// Some segments of whole frames, and the blob ranges that they need.
 struct Batch {
     frames: Range<usize>,
@@ -212,10 +235,10 @@ impl<'a> Fetcher<'a> {
         Fetcher { job, kept, luck, layer, patch }
     }
 
-    /// Sends every segment in order, each to the next worker in turn. The clock counts the waits for the registry.
+    /// Sends every segment in order, in parcels, each to the next worker in turn. The clock counts the waits for the registry.
     pub async fn run(
         &self,
-        to: &[tokio::sync::mpsc::Sender<(Segment, Input)>],
+        to: &[tokio::sync::mpsc::Sender<Parcel<Input>>],
         clock: &mut Clock,
     ) -> Result<(), InstallError> {
         let mut batches = Batches::default();
@@ -235,12 +258,12 @@ impl<'a> Fetcher<'a> {
             clock.add(began.elapsed());
             let (asked, segments) = loaded?;
             probed |= asked;
-            for segment in segments {
+            for parcel in parcels(segments) {
                 if self.job.progress.stopped() {
                     return Err(InstallError::Interrupted);
                 }
                 let Some(worker) = to.next() else { return Err(InstallError::Worker) };
-                if worker.send(segment).await.is_err() {
+                if worker.send(parcel).await.is_err() {
                     // The worker or the writer stopped; its own error says why.
                     return Ok(());
                 }

@@ -27,8 +27,8 @@ use crate::image::plan::Lookup;
 use crate::progress::{Phase, Progress, until_stopped};
 use crate::registry::Registry;
 
-/// Segments before and behind each worker. One has at most 256 KiB raw, usually 16 KiB.
-const SEGMENTS_IN_FLIGHT: usize = 8;
+/// Parcels before and behind each worker. One has about 256 KiB raw, at most twice that.
+const PARCELS_IN_FLIGHT: usize = 4;
 /// More workers than this wait for the one writer.
 const WORKERS_MAX: usize = 4;
 /// After this many bytes the device is flushed and the journal says so: what a power cut can cost.
@@ -98,9 +98,9 @@ impl<'a> SlotJob<'a> {
         let (fetched, worked, written, proven) = std::thread::scope(|scope| {
             let (mut to_work, mut to_write, mut working) = (Vec::new(), Vec::new(), Vec::new());
             for worker in workers {
-                let (segments, from) = tokio::sync::mpsc::channel(SEGMENTS_IN_FLIGHT);
-                let (made, results) = sync_channel(SEGMENTS_IN_FLIGHT);
-                to_work.push(segments);
+                let (parcels, from) = tokio::sync::mpsc::channel(PARCELS_IN_FLIGHT);
+                let (made, results) = sync_channel(PARCELS_IN_FLIGHT);
+                to_work.push(parcels);
                 to_write.push(results);
                 working.push(scope.spawn(move || worker.run(from, made)));
             }

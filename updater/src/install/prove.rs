@@ -15,9 +15,6 @@ use super::stages::Clock;
 use crate::image::frame::chunks_match;
 use crate::image::index::FrameBody;
 
-/// The medium is read in pieces of this size.
-const READ_BYTES: usize = 1024 * 1024;
-
 /// Reads back ranges of the slot that were flushed, in order, until there are no more.
 pub fn prove(
     job: &SlotJob<'_>,
@@ -25,18 +22,11 @@ pub fn prove(
     tree: &mut TreeWriter,
     clock: &mut Clock,
 ) -> Result<(), InstallError> {
-    let mut buffer = AlignedBuffer::new(READ_BYTES);
     for range in flushed {
-        for start in range.clone().step_by(READ_BYTES) {
-            if job.progress.stopped() {
-                return Err(InstallError::Interrupted);
-            }
-            let piece = &mut buffer[..(range.end - start).min(READ_BYTES as u64) as usize];
-            clock.work(|| {
-                job.device.read_past_cache(start, piece).map_err(InstallError::reading_slot)?;
-                tree.push(piece).map_err(InstallError::tree)
-            })?;
+        if job.progress.stopped() {
+            return Err(InstallError::Interrupted);
         }
+        clock.work(|| tree.push_from(&*job.device, range)).map_err(InstallError::tree)?;
     }
     Ok(())
 }

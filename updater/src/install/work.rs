@@ -10,7 +10,7 @@ use tokio::sync::mpsc::Receiver;
 
 use super::InstallError;
 use super::body::Body;
-use super::fetch::Input;
+use super::fetch::{Input, Parcel};
 use super::luck::Luck;
 use super::pipeline::SlotJob;
 use super::stages::Clock;
@@ -62,18 +62,26 @@ impl<'a> Worker<'a> {
     /// Works until one of its two neighbours has gone; how long it was at work.
     pub fn run(
         mut self,
-        mut from: Receiver<(Segment, Input)>,
-        to: SyncSender<Result<(Segment, Made), InstallError>>,
+        mut from: Receiver<Parcel<Input>>,
+        to: SyncSender<Result<Parcel<Made>, InstallError>>,
     ) -> Clock {
         let mut clock = Clock::default();
-        while let Some((segment, input)) = from.blocking_recv() {
-            let made = clock.work(|| self.make(&segment, input));
+        while let Some(parcel) = from.blocking_recv() {
+            let made = clock.work(|| self.make_all(parcel));
             let failed = made.is_err();
-            if to.send(made.map(|made| (segment, made))).is_err() || failed {
+            if to.send(made).is_err() || failed {
                 break;
             }
         }
         clock
+    }
+
+    fn make_all(&mut self, parcel: Parcel<Input>) -> Result<Parcel<Made>, InstallError> {
+        let made = parcel.into_iter().map(|(segment, input)| {
+            let made = self.make(&segment, input)?;
+            Ok((segment, made))
+        });
+        made.collect()
     }
 
     fn make(&mut self, segment: &Segment, input: Input) -> Result<Made, InstallError> {

@@ -7,6 +7,7 @@ use std::sync::mpsc::{Receiver, SyncSender};
 
 use switchback_partitions::device::AlignedBuffer;
 
+use super::fetch::Parcel;
 use super::pipeline::{JOURNAL_EVERY_BYTES, SlotJob};
 use super::stages::Clock;
 use super::work::Made;
@@ -17,7 +18,7 @@ use crate::image::plan::Segment;
 const WRITE_BYTES: usize = 1024 * 1024;
 
 /// What each worker hands over, in the order in which it was dealt out to it.
-pub type Results = Receiver<Result<(Segment, Made), InstallError>>;
+pub type Results = Receiver<Result<Parcel<Made>, InstallError>>;
 
 /// Takes the segments from the workers in turn and writes them. What is on the medium goes `to_prove`.
 pub fn write(
@@ -30,33 +31,10 @@ pub fn write(
     let mut out = Writer { job, to_prove, clock, pending, filled: 0, at: 0, marked: 0 };
     let mut traffic = Traffic::default();
     for from in from.iter().cycle() {
-        let Ok(made) = from.recv() else { break };
-        let (segment, made) = made?;
-        let bytes = segment.raw.end - segment.raw.start;
-        // Segments come without a gap: the index was checked for that, this catches a mistake of ours before it is written.
-        if segment.raw.start != out.at {
-            return Err(InstallError::Worker);
+        let Ok(parcel) = from.recv() else { break };
+        for (segment, made) in parcel? {
+            out.segment(&segment, made, &mut traffic)?;
         }
-        match made {
-            Made::Zeros => {
-                out.zero(bytes)?;
-                traffic.zero += bytes;
-            }
-            Made::InPlace => {
-                out.keep(bytes)?;
-                traffic.kept += bytes;
-            }
-            Made::Copied(raw) => {
-                out.bytes(&raw)?;
-                traffic.copied += bytes;
-                traffic.written += bytes;
-            }
-            Made::Fetched(raw) => {
-                out.bytes(&raw)?;
-                traffic.written += bytes;
-            }
-        }
-        job.progress.advance(bytes);
     }
     out.drain()?;
     out.mark()?;
@@ -78,6 +56,35 @@ struct Writer<'a> {
 }
 
 impl Writer<'_> {
+    fn segment(&mut self, segment: &Segment, made: Made, traffic: &mut Traffic) -> Result<(), InstallError> {
+        let bytes = segment.raw.end - segment.raw.start;
+        // Segments come without a gap: the index was checked for that, this catches a mistake of ours before it is written.
+        if segment.raw.start != self.at {
+            return Err(InstallError::Worker);
+        }
+        match made {
+            Made::Zeros => {
+                self.zero(bytes)?;
+                traffic.zero += bytes;
+            }
+            Made::InPlace => {
+                self.keep(bytes)?;
+                traffic.kept += bytes;
+            }
+            Made::Copied(raw) => {
+                self.bytes(&raw)?;
+                traffic.copied += bytes;
+                traffic.written += bytes;
+            }
+            Made::Fetched(raw) => {
+                self.bytes(&raw)?;
+                traffic.written += bytes;
+            }
+        }
+        self.job.progress.advance(bytes);
+        Ok(())
+    }
+
     fn bytes(&mut self, raw: &[u8]) -> Result<(), InstallError> {
         let mut rest = raw;
         while !rest.is_empty() {

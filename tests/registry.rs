@@ -245,7 +245,7 @@ async fn a_list_of_referrers_is_cut_off() {
     let list: Vec<_> = (0..5000).map(entry).collect();
     let list = serde_json::json!({ "manifests": list }).to_string();
     let server = FaultServer::start(move |_| Reply::new(200, list.clone())).await.unwrap();
-    assert_eq!(client(&[&server], None).referrers(&Digest::of(b"x")).await.unwrap().len(), 64);
+    assert_eq!(client(&[&server], None).referrers(&Digest::of(b"x")).await.unwrap().len(), 1024);
 }
 
 #[tokio::test]

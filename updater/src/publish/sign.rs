@@ -320,6 +320,8 @@ mod tests {
     use std::os::unix::fs::PermissionsExt;
 
     use super::*;
+    use crate::image::patch::BASE_ANNOTATION;
+    use crate::registry::REFERRERS_MAX;
     use crate::registry::evidence;
     use crate::registry::layout_dir::LayoutDir;
     use crate::trust::{self, Policy};
@@ -345,6 +347,25 @@ mod tests {
             let policy = Policy::new(vec![key.public_key().unwrap()], 1).unwrap();
             assert_eq!(*trust::verify(&policy, &image, &found).unwrap(), image, "{kind:?} {form:?}");
         }
+    }
+
+    #[tokio::test]
+    async fn many_patches_do_not_crowd_a_signature_out() {
+        let dir = tempfile::tempdir().unwrap();
+        let layout = LayoutDir::new(dir.path());
+        let image = format!(r#"{{"mediaType":"{MANIFEST_MEDIA_TYPE}"}}"#);
+        let image = layout.push_manifest(None, MANIFEST_MEDIA_TYPE, image.as_bytes()).await.unwrap();
+        for number in 0..10 * REFERRERS_MAX {
+            let base = Digest::of(&number.to_le_bytes());
+            let patch = serde_json::json!({
+                "mediaType": MANIFEST_MEDIA_TYPE, "artifactType": "application/vnd.switchback.patch.v1",
+                "subject": { "digest": image }, "annotations": { BASE_ANNOTATION: base.to_string() },
+            });
+            layout.push_manifest(None, MANIFEST_MEDIA_TYPE, patch.to_string().as_bytes()).await.unwrap();
+        }
+        let key = SigningKey::generate(KeyKind::P256).unwrap();
+        sign(&layout, &image, &key, Form::Bundle).await.unwrap();
+        assert_eq!(evidence::collect(&layout, &image).await.unwrap().len(), 1);
     }
 
     #[test]

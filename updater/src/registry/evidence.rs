@@ -2,13 +2,14 @@
 //! podman) and the referrers (cosign 3 bundles, cosign 2 in referrers mode).
 //!
 //! Not here: whether a signature is good (`trust`). Rule: everything is opened and judged by its own manifest, never by
-//! what a list says about it: on a registry without the referrers API cosign lists its bundles under the type of an empty
-//! config. What is neither form is passed over in silence; numbers and sizes are capped.
+//! what a list says about it, but for patches, which a list may name as such: on a registry without the referrers API cosign lists
+//! its bundles under the type of an empty config. What is neither form is passed over in silence; numbers and sizes are capped.
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use serde::Deserialize;
 
+use super::patches::is_called_patch;
 use super::{Descriptor, MANIFEST_BYTES_MAX, REFERRERS_MAX, Registry, RegistryError, fallback_tag};
 use crate::digest::Digest;
 use crate::trust::cosign::{
@@ -33,7 +34,9 @@ pub async fn collect(registry: &dyn Registry, digest: &Digest) -> Result<Vec<Evi
         .await;
     match registry.referrers(digest).await {
         Ok(referrers) => {
-            for referrer in referrers.iter().take(REFERRERS_MAX) {
+            // A list that calls a signature a patch could as well leave it out.
+            let may_sign = referrers.iter().filter(|referrer| !is_called_patch(referrer));
+            for referrer in may_sign.take(REFERRERS_MAX) {
                 let limit = referrer.size.min(MANIFEST_BYTES_MAX);
                 found.manifest(registry, registry.manifest(&referrer.digest, limit).await).await;
             }

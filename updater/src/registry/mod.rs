@@ -49,7 +49,7 @@ pub trait Registry: Send + Sync {
     async fn manifest_by_tag(&self, tag: &str, limit: u64) -> Result<Vec<u8>, RegistryError>;
 
     /// What refers to `digest` (`subject`), unfiltered: the referrers API and the fallback tag `sha256-<hex>`, at most
-    /// [`REFERRERS_MAX`]. Empty when nothing does.
+    /// [`REFERRERS_LISTED_MAX`]. Empty when nothing does.
     async fn referrers(&self, digest: &Digest) -> Result<Vec<Descriptor>, RegistryError>;
 
     /// A whole small blob; refused before the first byte when `descriptor.size` is over `limit` bytes. Its length and
@@ -206,7 +206,9 @@ pub fn open_mirrored(
 /// An image index (OCI image-spec, image-index.md).
 pub const INDEX_MEDIA_TYPE: &str = "application/vnd.oci.image.index.v1+json";
 
-/// How many referrers of one digest are looked at; a registry that lists more is cut off there.
+/// How many referrers of one digest are known; a registry that lists more is cut off there.
+pub const REFERRERS_LISTED_MAX: usize = 1024;
+/// How many of them are looked at, of one kind: signatures, or patches out of the release that a machine has.
 pub const REFERRERS_MAX: usize = 64;
 
 /// Why bytes could not be had, or could not be left there. `what` names the content and the place.
@@ -319,7 +321,7 @@ fn fallback_tag(digest: &Digest) -> String {
     format!("sha256-{}", digest.hex())
 }
 
-/// The readable entries of an index, at most [`REFERRERS_MAX`]; one with another hash than SHA-256 is passed over.
+/// The readable entries of an index, at most [`REFERRERS_LISTED_MAX`]; one with another hash than SHA-256 is passed over.
 /// What is no JSON is no empty list.
 fn index_entries(index: &[u8], what: impl Fn() -> String) -> Result<Vec<Descriptor>, RegistryError> {
     let index: serde_json::Value = serde_json::from_slice(index)
@@ -329,7 +331,7 @@ fn index_entries(index: &[u8], what: impl Fn() -> String) -> Result<Vec<Descript
         .into_iter()
         .flatten()
         .filter_map(|entry| Descriptor::deserialize(entry).ok())
-        .take(REFERRERS_MAX)
+        .take(REFERRERS_LISTED_MAX)
         .collect();
     Ok(entries)
 }

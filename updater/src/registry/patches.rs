@@ -20,10 +20,9 @@ pub async fn find(
     bases: &[Digest],
 ) -> Result<Vec<PatchManifest>, RegistryError> {
     let mut found = Vec::new();
-    for referrer in registry.referrers(target).await?.into_iter().take(REFERRERS_MAX) {
-        if referrer.size > MANIFEST_BYTES_MAX || is_another(&referrer, bases) {
-            continue;
-        }
+    let listed = registry.referrers(target).await?.into_iter();
+    let wanted = listed.filter(|it| it.size <= MANIFEST_BYTES_MAX && !is_another(it, bases));
+    for referrer in wanted.take(REFERRERS_MAX) {
         match registry.manifest(&referrer.digest, MANIFEST_BYTES_MAX).await {
             Ok(bytes) if is_patch(&bytes) => match PatchManifest::parse(&bytes, target) {
                 Ok(patch) => found.extend(bases.contains(&patch.base).then_some(patch)),
@@ -34,6 +33,11 @@ pub async fn find(
         }
     }
     Ok(found)
+}
+
+/// True for a patch by its annotation: no signature.
+pub(super) fn is_called_patch(referrer: &Descriptor) -> bool {
+    referrer.annotations.contains_key(BASE_ANNOTATION)
 }
 
 /// True for what its annotations, which a list of referrers repeats (OCI distribution-spec, "Listing Referrers"), tell from a

@@ -6,6 +6,7 @@
 mod auth;
 mod body;
 mod client;
+mod memory;
 #[cfg(feature = "author")]
 mod push;
 mod range;
@@ -25,6 +26,7 @@ use super::{ByteStream, Descriptor, MANIFEST_BYTES_MAX, Registry, RegistryError}
 use super::{RegistryAccess, check_digest, check_limit, check_range, fallback_tag, index_entries, reference};
 use crate::digest::Digest;
 use client::{Ask, Client};
+use memory::Memory;
 
 /// What a manifest may come as. Docker's own types too: an image that was copied by docker keeps them.
 const MANIFEST_TYPES: &str = "application/vnd.oci.image.manifest.v1+json, \
@@ -35,6 +37,7 @@ const MANIFEST_TYPES: &str = "application/vnd.oci.image.manifest.v1+json, \
 /// A repository of a registry.
 pub struct HttpRegistry {
     client: Arc<Client>,
+    memory: Memory,
     #[cfg(feature = "author")]
     uploads: push::Uploads,
 }
@@ -47,6 +50,7 @@ impl HttpRegistry {
     pub fn new(host: &str, repository: &str, access: RegistryAccess) -> Result<HttpRegistry, RegistryError> {
         Ok(HttpRegistry {
             client: Arc::new(Client::new(host, repository, access)?),
+            memory: Memory::default(),
             #[cfg(feature = "author")]
             uploads: push::Uploads::default(),
         })
@@ -92,12 +96,19 @@ impl HttpRegistry {
 #[async_trait]
 impl Registry for HttpRegistry {
     async fn resolve(&self, tag: &str) -> Result<Digest, RegistryError> {
-        Ok(Digest::of(&self.manifest_by_tag(tag, MANIFEST_BYTES_MAX).await?))
+        let bytes = self.manifest_by_tag(tag, MANIFEST_BYTES_MAX).await?;
+        let digest = Digest::of(&bytes);
+        self.memory.keep_manifest(digest, &bytes);
+        Ok(digest)
     }
 
     async fn manifest(&self, digest: &Digest, limit: u64) -> Result<Vec<u8>, RegistryError> {
+        if let Some(bytes) = self.memory.manifest(digest, limit) {
+            return Ok(bytes);
+        }
         let bytes = self.get_manifest(&digest.to_string(), self.what(digest), limit).await?;
         check_digest(&bytes, digest, || self.what(digest))?;
+        self.memory.keep_manifest(*digest, &bytes);
         Ok(bytes)
     }
 
@@ -107,12 +118,17 @@ impl Registry for HttpRegistry {
     }
 
     async fn referrers(&self, digest: &Digest) -> Result<Vec<Descriptor>, RegistryError> {
+        if let Some(referrers) = self.memory.referrers(digest) {
+            return Ok(referrers);
+        }
         let index = match self.native_referrers(digest).await? {
             Some(index) => Some(index),
             None => self.fallback_referrers(digest).await?,
         };
         let what = || format!("the referrers of {}", self.what(digest));
-        index.map_or_else(|| Ok(Vec::new()), |index| index_entries(&index, what))
+        let referrers = index.map_or_else(|| Ok(Vec::new()), |index| index_entries(&index, what))?;
+        self.memory.keep_referrers(*digest, &referrers);
+        Ok(referrers)
     }
 
     async fn blob(&self, descriptor: &Descriptor, limit: u64) -> Result<Vec<u8>, RegistryError> {
@@ -183,6 +199,7 @@ impl Registry for HttpRegistry {
         media_type: &str,
         bytes: &[u8],
     ) -> Result<Digest, RegistryError> {
+        self.memory.forget_referrers();
         let digest = Digest::of(bytes);
         let name = tag.map(|tag| self.checked_tag(tag)).transpose()?;
         self.uploads.manifest(&self.client, name, &digest, media_type, bytes, &self.what(digest)).await?;

@@ -19,7 +19,7 @@ use futures_util::StreamExt;
 use futures_util::stream;
 use serde_json::{Value, json};
 
-use super::{ByteStream, Descriptor, MANIFEST_BYTES_MAX, REFERRERS_MAX, Registry, RegistryError};
+use super::{ByteStream, Descriptor, MANIFEST_BYTES_MAX, REFERRERS_LISTED_MAX, Registry, RegistryError};
 use super::{check_digest, check_limit, fallback_tag};
 use crate::digest::Digest;
 
@@ -117,7 +117,7 @@ impl LayoutDir {
         }
         found.sort_by_key(|descriptor: &Descriptor| descriptor.digest);
         found.dedup_by_key(|descriptor| descriptor.digest);
-        found.truncate(REFERRERS_MAX);
+        found.truncate(REFERRERS_LISTED_MAX);
         Ok(found)
     }
 
@@ -234,7 +234,12 @@ fn digest_of(entry: &Value) -> Option<Digest> {
 
 fn manifest_descriptor(manifest: &Value, digest: Digest, size: u64) -> Descriptor {
     let media_type = manifest.get("mediaType").and_then(Value::as_str);
-    super::describe(media_type.unwrap_or(super::MANIFEST_MEDIA_TYPE), digest, size)
+    let annotations = manifest.get("annotations").and_then(Value::as_object).into_iter().flatten();
+    let annotations = annotations.filter_map(|(key, value)| Some((key.clone(), value.as_str()?.to_owned())));
+    Descriptor {
+        annotations: annotations.collect(),
+        ..super::describe(media_type.unwrap_or(super::MANIFEST_MEDIA_TYPE), digest, size)
+    }
 }
 
 /// The next piece of a blob: the file, how many bytes are still wanted, its path.

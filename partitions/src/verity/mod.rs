@@ -192,6 +192,13 @@ pub enum VerityError {
         /// What was given.
         reason: String,
     },
+    /// The data could not be read.
+    #[error("while reading the data to hash")]
+    ReadData {
+        /// The device's error.
+        #[source]
+        source: std::io::Error,
+    },
     /// A device did not do what it was asked.
     #[error("while {action}")]
     Io {

@@ -387,5 +387,5 @@ fn reading_tree(source: std::io::Error) -> VerityError {
 }
 
 fn reading_data(source: std::io::Error) -> VerityError {
-    VerityError::Io { action: "reading the data to hash", source }
+    VerityError::ReadData { source }
 }

@@ -47,17 +47,19 @@ pub type Parcel<T> = Vec<(Segment, T)>;
 const PARCEL_BYTES: u64 = 256 * 1024;
 
 fn parcels<T>(segments: Vec<(Segment, T)>) -> Vec<Parcel<T>> {
-    let (mut parcels, mut bytes) = (vec![Vec::new()], 0);
+    let (mut parcels, mut open, mut bytes) = (Vec::new(), Vec::new(), 0);
     for (segment, input) in segments {
-        if bytes >= PARCEL_BYTES {
-            (bytes, _) = (0, parcels.push(Vec::new()));
-        }
         if segment.from != From::Zeros {
             bytes += length(&segment.raw);
         }
-        if let Some(last) = parcels.last_mut() {
-            last.push((segment, input));
+        open.push((segment, input));
+        if bytes >= PARCEL_BYTES {
+            parcels.push(std::mem::take(&mut open));
+            bytes = 0;
         }
+    }
+    if !open.is_empty() {
+        parcels.push(open);
     }
     parcels
 }

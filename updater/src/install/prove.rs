@@ -7,7 +7,7 @@ use std::ops::Range;
 use std::sync::mpsc::Receiver;
 
 use switchback_partitions::device::AlignedBuffer;
-use switchback_partitions::verity::{RootHash, TreeWriter};
+use switchback_partitions::verity::{RootHash, TreeWriter, VerityError};
 
 use super::InstallError;
 use super::pipeline::SlotJob;
@@ -26,7 +26,10 @@ pub fn prove(
         if job.progress.stopped() {
             return Err(InstallError::Interrupted);
         }
-        clock.work(|| tree.push_from(&*job.device, range)).map_err(InstallError::tree)?;
+        clock.work(|| tree.push_from(&*job.device, range)).map_err(|error| match error {
+            VerityError::ReadData { .. } => InstallError::read_back(error),
+            _ => InstallError::tree(error),
+        })?;
     }
     Ok(())
 }

@@ -7,15 +7,18 @@
 //! blob, without gap or overlap; every number was checked before anything was allocated by it.
 
 use std::fmt;
-use std::ops::Range;
+use std::ops::Deref;
 
 use super::BLOCK_BYTES;
 use super::fields::Short;
-use super::frame::FrameError;
+use super::frame::{FrameDecoder, FrameError};
 
+mod outline;
 mod wire;
 mod writer;
 
+use outline::Place;
+pub use outline::{FrameSpan, Outline};
 pub(super) use wire::frame_blob_bytes_max;
 pub use wire::{PageRef, Root};
 #[cfg(feature = "author")]
@@ -87,20 +90,21 @@ impl<'a> FrameRef<'a> {
     }
 }
 
-/// The whole index of a slot layer. 36 bytes a chunk and 24 bytes a frame: about 4 MiB for 1 GiB in 65,536 chunks.
+/// An index with the hashes of its chunks: of a whole slot layer, or of one page of it. Beside its [`Outline`] 36 bytes a chunk:
+/// about 4 MiB for 1 GiB in 65,536 chunks.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Index {
-    /// One entry a frame, and one behind the last with the totals.
-    frames: Vec<FrameEntry>,
+    outline: Outline,
     chunks: Vec<ChunkRef>,
 }
 
-/// Where a frame begins; it ends where the next one begins. Without chunks it is a zero run.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-struct FrameEntry {
-    blob_offset: u64,
-    raw_offset: u64,
-    first_chunk: u32,
+/// All that an outline knows, an index knows.
+impl Deref for Index {
+    type Target = Outline;
+
+    fn deref(&self) -> &Outline {
+        &self.outline
+    }
 }
 
 impl Index {
@@ -133,29 +137,42 @@ impl Index {
         (64 * 1024 + raw_bytes / 64).min(INDEX_BYTES_MAX)
     }
 
-    /// Length of the raw image in bytes.
-    pub fn raw_bytes(&self) -> u64 {
-        self.end().raw_offset
+    /// One page by itself, compared with the root's hash of it: its frames and chunks at their places in image and blob,
+    /// but numbered from 0. `buffer` is room that is used again.
+    pub fn of_page(
+        page: &PageRef,
+        compressed: &[u8],
+        decoder: &mut FrameDecoder,
+        buffer: &mut Vec<u8>,
+    ) -> Result<Index, Lie> {
+        page.decode(compressed, decoder, buffer)?;
+        let start = Place { blob_offset: page.blob_offset, raw_offset: page.raw_offset, first_chunk: 0 };
+        let mut index = Index::begin(start, page.frames.into(), page.chunks.into())?;
+        wire::read_page(page, buffer, &mut index)?;
+        Ok(index)
     }
 
-    /// Length of the blob in bytes.
-    pub fn blob_bytes(&self) -> u64 {
-        self.end().blob_offset
+    /// An index without frames, with room for so many frames and chunks.
+    fn begin(start: Place, frame_count: usize, chunk_count: usize) -> Result<Index, Lie> {
+        let mut chunks = Vec::new();
+        chunks.try_reserve_exact(chunk_count).map_err(|_| Lie::Memory)?;
+        let outline = Outline::begin(start, frame_count, chunk_count).ok_or(Lie::Memory)?;
+        Ok(Index { outline, chunks })
     }
 
-    /// Number of chunks.
-    pub fn chunk_count(&self) -> usize {
-        self.chunks.len()
+    /// The index without its hashes.
+    pub fn into_outline(self) -> Outline {
+        self.outline
     }
 
     /// All frames in ascending order; together the whole raw image and the whole blob.
     pub fn frames(&self) -> impl ExactSizeIterator<Item = FrameRef<'_>> + DoubleEndedIterator + Clone {
-        self.frames.windows(2).map(|pair| self.frame_between(&pair[0], &pair[1]))
+        self.spans().map(|span| self.shown(span))
     }
 
     /// Frame number `number`, from 0.
     pub fn frame(&self, number: usize) -> Option<FrameRef<'_>> {
-        Some(self.frame_between(self.frames.get(number)?, self.frames.get(number + 1)?))
+        self.span(number).map(|span| self.shown(span))
     }
 
     /// All chunks in ascending order: a chunk's number is its place in it.
@@ -163,54 +180,20 @@ impl Index {
         &self.chunks
     }
 
-    /// The chunks of frame number `number`, by their numbers; empty for a zero run, and beyond the last frame.
-    pub fn chunks_of(&self, number: usize) -> Range<usize> {
-        match self.frames.get(number..).and_then(<[FrameEntry]>::first_chunk::<2>) {
-            Some([this, next]) => this.first_chunk as usize..next.first_chunk as usize,
-            None => self.chunks.len()..self.chunks.len(),
-        }
-    }
-
     /// Every chunk with the first byte of its place in the raw image, in ascending order.
     pub fn placed_chunks(&self) -> impl Iterator<Item = (u64, &ChunkRef)> {
         self.frames().flat_map(|frame| frame.placed_chunks())
     }
 
-    /// Number of the first chunk of frame `frame`, and of the one behind it where it is a zero run. Of the number behind
-    /// the last frame: how many chunks there are.
-    pub fn first_chunk(&self, frame: usize) -> Option<usize> {
-        Some(self.frames.get(frame)?.first_chunk as usize)
-    }
-
-    /// Number of the frame that holds chunk number `chunk`.
-    pub fn frame_of(&self, chunk: usize) -> Option<usize> {
-        if chunk >= self.chunks.len() {
-            return None;
-        }
-        // A zero run has the first chunk of the frame behind it: the last of those that begin there holds it.
-        Some(self.frames.partition_point(|frame| frame.first_chunk as usize <= chunk) - 1)
-    }
-
-    /// The chunk that begins at byte `raw_offset` of the raw image, when one does.
-    pub fn chunk_at(&self, raw_offset: u64) -> Option<&ChunkRef> {
-        let frame = self.frames.partition_point(|frame| frame.raw_offset <= raw_offset).checked_sub(1)?;
-        let mut chunks = self.frame(frame)?.placed_chunks();
-        chunks.find(|(place, _)| *place == raw_offset).map(|(_, chunk)| chunk)
-    }
-
-    fn frame_between<'a>(&'a self, this: &FrameEntry, next: &FrameEntry) -> FrameRef<'a> {
-        let chunks = &self.chunks[this.first_chunk as usize..next.first_chunk as usize];
+    fn shown(&self, FrameSpan { blob, raw, chunks }: FrameSpan) -> FrameRef<'_> {
+        let chunks = &self.chunks[chunks];
         FrameRef {
-            blob_offset: this.blob_offset,
-            blob_bytes: (next.blob_offset - this.blob_offset) as u32,
-            raw_offset: this.raw_offset,
-            raw_bytes: next.raw_offset - this.raw_offset,
+            blob_offset: blob.start,
+            blob_bytes: (blob.end - blob.start) as u32,
+            raw_offset: raw.start,
+            raw_bytes: raw.end - raw.start,
             body: if chunks.is_empty() { FrameBody::Zero } else { FrameBody::Chunks(chunks) },
         }
-    }
-
-    fn end(&self) -> &FrameEntry {
-        &self.frames[self.frames.len() - 1]
     }
 }
 
@@ -220,7 +203,7 @@ pub struct Assembler<'a> {
     root: &'a Root,
     pages: std::slice::Iter<'a, PageRef>,
     number: usize,
-    decoder: super::frame::FrameDecoder,
+    decoder: FrameDecoder,
     buffer: Vec<u8>,
     index: Index,
 }
@@ -229,12 +212,9 @@ impl<'a> Assembler<'a> {
     /// Reserves exactly what the root has promised and [`Root::parse`] has bounded.
     pub fn new(root: &'a Root) -> Result<Assembler<'a>, IndexError> {
         let at_root = |lie| IndexError { part: Part::Root, lie };
-        let decoder = super::frame::FrameDecoder::new().map_err(|error| at_root(error.into()))?;
-        let (mut frames, mut chunks) = (Vec::new(), Vec::new());
-        frames.try_reserve_exact(root.frame_count() + 1).map_err(|_| at_root(Lie::Memory))?;
-        chunks.try_reserve_exact(root.chunk_count()).map_err(|_| at_root(Lie::Memory))?;
-        frames.push(FrameEntry { blob_offset: 0, raw_offset: 0, first_chunk: 0 });
-        let index = Index { frames, chunks };
+        let decoder = FrameDecoder::new().map_err(|error| at_root(error.into()))?;
+        let start = Place { blob_offset: 0, raw_offset: 0, first_chunk: 0 };
+        let index = Index::begin(start, root.frame_count(), root.chunk_count()).map_err(at_root)?;
         Ok(Assembler { root, pages: root.pages().iter(), number: 0, decoder, buffer: Vec::new(), index })
     }
 

@@ -428,9 +428,10 @@ fn one_gib_in_65536_chunks_takes_less_than_six_mib_and_pages_of_about_64() {
     }
     let built = writer.finish().unwrap();
     let index = Index::parse(&built.blob, GIB, built.blob_bytes).unwrap();
-    let held =
-        index.frames.capacity() * size_of::<FrameEntry>() + index.chunks.capacity() * size_of::<ChunkRef>();
+    let held = index.outline.held_bytes() + index.chunks.capacity() * size_of::<ChunkRef>();
     assert!(held < 4 << 20, "{held} bytes in memory");
+    let held = index.clone().into_outline().held_bytes();
+    assert!(held < 10 * 65_536, "{held} bytes in memory without hashes");
     assert!((built.blob.len() as u64) < Index::blob_bytes_max(GIB) / 5, "{} bytes", built.blob.len());
     let root = Root::parse(&built.blob[..built.root_bytes as usize], GIB, built.blob_bytes).unwrap();
     let mean = 65_536 / root.pages().len();

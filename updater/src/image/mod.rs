@@ -8,6 +8,7 @@ pub mod config;
 mod fields;
 pub mod frame;
 pub mod index;
+pub mod lookup;
 pub mod manifest;
 pub mod patch;
 pub mod plan;

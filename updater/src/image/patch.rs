@@ -19,7 +19,7 @@ use zstd::zstd_safe::DCtx;
 use super::BLOCK_BYTES;
 use super::fields::Short;
 use super::frame::{FrameError, decode_one};
-use super::index::{FRAME_RAW_BYTES_MAX, Index};
+use super::index::{FRAME_RAW_BYTES_MAX, Outline};
 
 mod manifest;
 mod wire;
@@ -113,14 +113,14 @@ impl Patch {
     pub fn parse(
         header: &[u8],
         blob_bytes: u64,
-        target: &Index,
+        target: &Outline,
         base_bytes: u64,
     ) -> Result<Patch, PatchError> {
         wire::read_header(header, blob_bytes, target, base_bytes).map_err(|lie| PatchError { lie })
     }
 
     /// The longest header that a patch to `target` can have, in bytes as they are fetched.
-    pub fn header_bytes_max(target: &Index) -> u64 {
+    pub fn header_bytes_max(target: &Outline) -> u64 {
         let decoded = wire::decoded_bytes_max(target);
         decoded + decoded / 128 + 1024
     }

@@ -11,6 +11,7 @@ use zstd::zstd_safe::{CCtx, compress_bound};
 
 use super::*;
 use crate::digest::Digest;
+use crate::image::index::Index;
 use crate::image::index::{ChunkRef, IndexWriter};
 use crate::image::manifest::{Descriptor, MANIFEST_MEDIA_TYPE};
 

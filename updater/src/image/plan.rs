@@ -5,110 +5,12 @@
 
 use std::ops::Range;
 
-use super::BLOCK_BYTES;
-use super::index::{ChunkRef, FrameBody, Index};
+use super::index::{FrameSpan, Outline};
+use super::lookup::{Lookup, Place};
 use super::patch::Patch;
 
 /// The longest segment in raw bytes: what one worker holds at a time.
 pub const SEGMENT_BYTES_MAX: u64 = 256 * 1024;
-
-/// A place on the machine that chunks are taken from.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-#[repr(u8)]
-pub enum Place {
-    /// The slot that runs: whole and unchanging.
-    Running = 0,
-    /// The slot that is written: what lies behind the writer is gone.
-    Target = 1,
-}
-
-/// Where chunks lie on this machine. 16 bytes a chunk.
-#[derive(Debug, Default)]
-pub struct Lookup {
-    entries: Vec<Entry>,
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-struct Entry {
-    /// The first bytes of the chunk's SHA-256. A false match is found out when the chunk is read.
-    key: u64,
-    place: Place,
-    blocks: u8,
-    /// Where it begins, in blocks.
-    at: u32,
-}
-
-impl Lookup {
-    /// Nothing lies anywhere: everything is fetched.
-    pub const fn none() -> Lookup {
-        Lookup { entries: Vec::new() }
-    }
-
-    /// Adds all chunks that `index` says lie in `place`.
-    pub fn add(&mut self, place: Place, index: &Index) {
-        self.entries.reserve_exact(index.chunk_count());
-        for frame in index.frames() {
-            let FrameBody::Chunks(chunks) = frame.body else { continue };
-            let mut offset = frame.raw_offset;
-            for chunk in chunks {
-                self.add_chunk(place, offset, chunk);
-                offset += u64::from(chunk.raw_bytes);
-            }
-        }
-    }
-
-    /// Adds one chunk at byte `offset` of `place`. One that no index can name is passed over.
-    pub fn add_chunk(&mut self, place: Place, offset: u64, chunk: &ChunkRef) {
-        self.entries.extend(Entry::new(chunk, place, offset));
-    }
-
-    /// Adds all that `other` has.
-    pub fn append(&mut self, mut other: Lookup) {
-        self.entries.append(&mut other.entries);
-    }
-
-    /// To be called once, when all chunks were added.
-    pub fn sort(&mut self) {
-        self.entries.sort_unstable();
-    }
-
-    /// True when nothing was added.
-    pub fn is_empty(&self) -> bool {
-        self.entries.is_empty()
-    }
-
-    /// The first byte of `place` at which the chunk should lie.
-    pub fn find(&self, chunk: &ChunkRef, place: Place) -> Option<u64> {
-        self.first_at(chunk, place, 0)
-    }
-
-    /// True when the chunk should lie at byte `offset` of `place`.
-    fn is_at(&self, chunk: &ChunkRef, place: Place, offset: u64) -> bool {
-        Entry::new(chunk, place, offset).is_some_and(|entry| self.entries.binary_search(&entry).is_ok())
-    }
-
-    /// The first byte at or behind `from` of `place` at which the chunk should lie.
-    fn first_at(&self, chunk: &ChunkRef, place: Place, from: u64) -> Option<u64> {
-        let least = Entry::new(chunk, place, from)?;
-        let found = self.entries.get(self.entries.partition_point(|entry| *entry < least))?;
-        let same = (found.key, found.place, found.blocks) == (least.key, place, least.blocks);
-        same.then(|| u64::from(found.at) * u64::from(BLOCK_BYTES))
-    }
-}
-
-impl Entry {
-    /// `None` for a place or length that no index can name.
-    fn new(chunk: &ChunkRef, place: Place, offset: u64) -> Option<Entry> {
-        let at = u32::try_from(offset / u64::from(BLOCK_BYTES)).ok()?;
-        let blocks = u8::try_from(chunk.raw_bytes / BLOCK_BYTES).ok()?;
-        Some(Entry { key: key(chunk), place, blocks, at })
-    }
-}
-
-fn key(chunk: &ChunkRef) -> u64 {
-    let [a, b, c, d, e, f, g, h, ..] = chunk.sha256;
-    u64::from_le_bytes([a, b, c, d, e, f, g, h])
-}
 
 /// Where the bytes of a segment come from.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -214,7 +116,7 @@ impl Cost {
 #[derive(Clone, Copy)]
 pub struct Plan<'a> {
     /// The release.
-    pub index: &'a Index,
+    pub index: &'a Outline,
     /// What lies on the machine.
     pub lookup: &'a Lookup,
     /// The places that are looked at, by [`Place`]: one that turned out to hold something else is not.
@@ -227,29 +129,27 @@ pub struct Plan<'a> {
 
 impl<'a> Plan<'a> {
     /// A plan that looks at every place, and knows no patch.
-    pub fn new(index: &'a Index, lookup: &'a Lookup) -> Plan<'a> {
+    pub fn new(index: &'a Outline, lookup: &'a Lookup) -> Plan<'a> {
         Plan { index, lookup, places: [true; 2], patch: None, kept: &[] }
     }
 
     /// The segments of frame number `frame`, appended to `out`; the last one there grows when this frame goes on where it ends.
     pub fn push_frame(&self, number: usize, out: &mut Vec<Segment>) {
-        let Some(frame) = self.index.frame(number) else { return };
-        let chunks = self.index.chunks_of(number);
-        let end = frame.raw_offset + frame.raw_bytes;
+        let Some(FrameSpan { raw, chunks, .. }) = self.index.span(number) else { return };
         if chunks.is_empty() {
-            out.push(Segment { chunks, raw: frame.raw_offset..end, from: From::Zeros });
+            out.push(Segment { chunks, raw, from: From::Zeros });
             return;
         }
         let before = out.len();
         let kept = self.kept.get(number).copied().unwrap_or(false);
-        let mut offset = frame.raw_offset;
+        let mut offset = raw.start;
         for chunk in chunks.clone() {
-            let bytes = u64::from(self.index.chunks()[chunk].raw_bytes);
-            let from = if kept { From::InPlace } else { self.origin(chunk, offset, out.last()) };
+            let bytes = self.index.chunk_bytes(chunk);
+            let from = if kept { From::InPlace } else { self.origin(chunk, offset) };
             if from == From::Fetch {
                 // One missing chunk costs the frame; what else lies in it comes along.
                 out.truncate(before);
-                out.push(Segment { chunks, raw: frame.raw_offset..end, from });
+                out.push(Segment { chunks, raw, from });
                 return;
             }
             append(out, before, Segment { chunks: chunk..chunk + 1, raw: offset..offset + bytes, from });
@@ -261,7 +161,7 @@ impl<'a> Plan<'a> {
     /// What all of it moves.
     pub fn cost(&self) -> Cost {
         let (mut cost, mut last_entry, mut segments) = (Cost::default(), None, Vec::new());
-        for frame in 0..self.index.frames().len() {
+        for frame in 0..self.index.frame_count() {
             segments.clear();
             self.push_frame(frame, &mut segments);
             for segment in &segments {
@@ -290,30 +190,21 @@ impl<'a> Plan<'a> {
     /// Bytes of the release's blob that a segment costs.
     fn fetched(&self, segment: &Segment) -> u64 {
         let number = self.index.frame_of(segment.chunks.start).filter(|_| segment.from == From::Fetch);
-        let frame = number.and_then(|number| self.index.frame(number));
-        frame.map_or(0, |frame| u64::from(frame.blob_bytes))
+        number.and_then(|number| self.index.span(number)).map_or(0, |span| span.blob.end - span.blob.start)
     }
 
-    /// Where one chunk comes from; preferred is what goes on from where the one before it came.
-    fn origin(&self, chunk: usize, offset: u64, before: Option<&Segment>) -> From {
-        let (wanted, lookup) = (&self.index.chunks()[chunk], self.lookup);
+    /// Where one chunk, which belongs at byte `offset`, comes from.
+    fn origin(&self, chunk: usize, offset: u64) -> From {
         let [running, target] = self.places;
-        if target && lookup.is_at(wanted, Place::Target, offset) {
+        let in_target = self.lookup.find(chunk, Place::Target).filter(|_| target);
+        if in_target == Some(offset) {
             return From::InPlace;
         }
-        let goes_on = before.and_then(|segment| match segment.from {
-            From::Copy { place, offset } => Some((place, offset + (segment.raw.end - segment.raw.start))),
-            _ => None,
-        });
-        let best = goes_on
-            .filter(|(place, at)| self.places[*place as usize] && lookup.is_at(wanted, *place, *at))
-            .or_else(|| {
-                running.then(|| lookup.first_at(wanted, Place::Running, 0))?.map(|at| (Place::Running, at))
-            })
+        let in_running = self.lookup.find(chunk, Place::Running).filter(|_| running);
+        let best = in_running.map(|at| (Place::Running, at)).or_else(|| {
             // What lies before it in the target is overwritten by the time it would be read.
-            .or_else(|| {
-                target.then(|| lookup.first_at(wanted, Place::Target, offset))?.map(|at| (Place::Target, at))
-            });
+            in_target.filter(|at| *at > offset).map(|at| (Place::Target, at))
+        });
         match best {
             Some((place, offset)) => From::Copy { place, offset },
             None => match self.patch.and_then(|patch| patch.entry_of(chunk)) {

@@ -96,6 +96,11 @@ pub enum InstallError {
         /// The system's word.
         source: io::Error,
     },
+    /// The copy of the chunk index that this run left in the state folder does not read back.
+    #[error(
+        "while reading the chunk index from its copy in the state folder; run the same command again, which fetches it anew"
+    )]
+    KeptIndex(#[source] io::Error),
     /// The person asked to stop; everything done so far is kept.
     #[error("stopped on request; run the same command again to continue")]
     Interrupted,
@@ -125,7 +130,7 @@ impl InstallError {
             InstallError::Boot(BootError::Mismatch { .. }) => Reason::ReadBackMismatch,
             InstallError::Boot(_) => Reason::BootRecordFailed,
             InstallError::State { source, .. } if is_full(source) => Reason::StateFull,
-            InstallError::State { .. } => Reason::StateUnreadable,
+            InstallError::State { .. } | InstallError::KeptIndex(_) => Reason::StateUnreadable,
             InstallError::Interrupted => Reason::Interrupted,
             InstallError::Worker => Reason::Internal,
         }

@@ -21,7 +21,7 @@ use crate::registry::Registry;
 
 /// A request is not split for a gap of frames that are there already (or read as zero) of at most this many bytes:
 /// fetching them costs less than another round trip.
-const GAP_BYTES_MAX: u64 = 8 * 1024;
+const GAP_BYTES_MAX: u64 = 12 * 1024;
 /// A batch ends when it has to fetch this much, covers this much, or has this many segments.
 const BATCH_BYTES: u64 = 1024 * 1024;
 const BATCH_RAW_BYTES: u64 = 4 * 1024 * 1024;
@@ -106,7 +106,7 @@ impl Batches {
     /// The next batch, by `plan`, which may hope for less than the one before.
     fn next(&mut self, plan: &Plan<'_>) -> Option<Batch> {
         let (begin, mut bytes, mut raw_bytes, mut segments) = (self.next, 0, 0, Vec::new());
-        while let Some(frame) = plan.index.frame(self.next) {
+        while let Some(frame) = plan.index.span(self.next) {
             if bytes >= BATCH_BYTES || raw_bytes >= BATCH_RAW_BYTES || segments.len() >= BATCH_SEGMENTS {
                 // An entry's bytes would be fetched twice.
                 let goes_on = segments.last().is_some_and(|last| self.is_inside_entry(plan, last));
@@ -118,7 +118,7 @@ impl Batches {
             plan.push_frame(self.next, &mut segments);
             let more = segments.get(before..).unwrap_or_default();
             bytes += more.iter().map(|segment| length(&span(plan, segment))).sum::<u64>();
-            raw_bytes += frame.raw_bytes;
+            raw_bytes += length(&frame.raw);
             self.next += 1;
         }
         (self.next > begin).then(|| Batch::new(begin..self.next, segments, plan))
@@ -137,8 +137,7 @@ fn span(plan: &Plan<'_>, segment: &Segment) -> Range<u64> {
     match segment.from {
         From::Fetch => {
             let number = plan.index.frame_of(segment.chunks.start);
-            let frame = number.and_then(|number| plan.index.frame(number));
-            frame.map_or(0..0, |frame| frame.blob_offset..frame.blob_offset + u64::from(frame.blob_bytes))
+            number.and_then(|number| plan.index.span(number)).map_or(0..0, |span| span.blob)
         }
         From::Patch { entry } => plan.patch.map_or(0..0, |patch| patch.span(entry)),
         From::Zeros | From::InPlace | From::Copy { .. } => 0..0,
@@ -280,7 +279,7 @@ impl<'a> Fetcher<'a> {
             patch: patch.map(|patch| &patch.chosen as _),
             kept: self.kept,
             places: self.luck.places(),
-            ..Plan::new(self.job.index(), self.job.lookup())
+            ..Plan::new(self.job.outline(), self.job.lookup())
         }
     }
 

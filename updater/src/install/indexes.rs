@@ -16,8 +16,9 @@ use crate::image::index::{Assembler, Index, IndexError, Lie, PageRef, Part, Root
 use crate::image::manifest::SlotLayer;
 use crate::registry::{Registry, RegistryError};
 
-/// Pages between two missing ones of at most this many bytes are fetched along: cheaper than another request.
-const GAP_BYTES_MAX: u64 = 8 * 1024;
+/// Pages between two missing ones of at most this many bytes are fetched along: cheaper than another request, of which fewer
+/// are under way at once than for frames.
+const GAP_BYTES_MAX: u64 = 16 * 1024;
 /// Requests for pages that are under way at once.
 const REQUESTS_AT_ONCE: usize = 4;
 
@@ -27,6 +28,16 @@ struct Group {
     pages: Range<usize>,
     /// Their bytes in the index blob; `None`: a stored index has them.
     fetch: Option<Range<u64>>,
+}
+
+/// A verified index.
+pub struct Found {
+    /// All of it.
+    pub index: Index,
+    /// Its copy in the state folder.
+    pub copy: Option<Stored>,
+    /// What it cost.
+    pub traffic: Traffic,
 }
 
 /// Where an index comes from.
@@ -42,11 +53,11 @@ pub struct Source<'a> {
 }
 
 impl Source<'_> {
-    /// The whole index, and what it cost. `keep` begins a copy in the state folder.
+    /// The whole index. `keep` begins a copy in the state folder.
     pub async fn fetch<'k>(
         &self,
         keep: impl FnOnce(&Root, &[u8]) -> Option<Keeper<'k>>,
-    ) -> Result<(Index, Traffic), InstallError> {
+    ) -> Result<Found, InstallError> {
         match self.in_parts(keep).await {
             Err(InstallError::Index(lie)) => {
                 // Was it signed so, or damaged on its way? All of it has a digest of its own, which tells.
@@ -60,7 +71,7 @@ impl Source<'_> {
     async fn in_parts<'k>(
         &self,
         keep: impl FnOnce(&Root, &[u8]) -> Option<Keeper<'k>>,
-    ) -> Result<(Index, Traffic), InstallError> {
+    ) -> Result<Found, InstallError> {
         let (blob, root_bytes) = (&self.layer.index, self.layer.index_root.size);
         let limit = Index::blob_bytes_max(self.raw_bytes);
         if blob.size > limit || root_bytes > blob.size {
@@ -115,10 +126,8 @@ impl Source<'_> {
             }
         }
         let index = assembler.finish()?;
-        if let Some(keeper) = keeper {
-            keeper.finish();
-        }
-        Ok((index, traffic))
+        let copy = keeper.and_then(|keeper| keeper.finish(root));
+        Ok(Found { index, copy, traffic })
     }
 
     /// All pages in order, in runs of one origin; counts what is fetched.

@@ -5,7 +5,7 @@
 
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 
-use crate::image::plan::Place;
+use crate::image::lookup::Place;
 
 /// So many misses in a row make a place one of other content, and a patch one for something else.
 const MISSES_MAX: u32 = 32;

@@ -11,6 +11,7 @@ mod error;
 mod fetch;
 mod indexes;
 mod journal;
+mod layer;
 mod luck;
 mod patches;
 mod pipeline;

@@ -7,10 +7,11 @@ use super::survey::Ground;
 use super::{InstallError, Release, Traffic};
 use crate::digest::Digest;
 use crate::engine::chain;
-use crate::image::index::Index;
+use crate::image::index::Outline;
+use crate::image::lookup::Lookup;
 use crate::image::manifest::Descriptor;
 use crate::image::patch::Patch;
-use crate::image::plan::{Chosen, Lookup, Plan};
+use crate::image::plan::{Chosen, Plan};
 use crate::registry::{Registry, RegistryError, patches};
 
 /// A patch that can be used.
@@ -26,7 +27,7 @@ pub async fn find(
     registry: &dyn Registry,
     release: &Release,
     base: &Ground,
-    (layer, index): (&str, &Index),
+    (layer, index): (&str, &Outline),
     lookup: &Lookup,
     traffic: &mut Traffic,
 ) -> Option<Offered> {
@@ -47,7 +48,7 @@ async fn found(
     registry: &dyn Registry,
     release: &Release,
     (image, base_bytes): (Digest, u64),
-    (layer, index): (&str, &Index),
+    (layer, index): (&str, &Outline),
     traffic: &mut Traffic,
 ) -> Result<Option<(Patch, Descriptor)>, InstallError> {
     traffic.requests += 1;

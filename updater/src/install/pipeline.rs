@@ -13,6 +13,7 @@ use switchback_partitions::verity::{RootHash, TreeWriter};
 use super::InstallError;
 use super::fetch::Fetcher;
 use super::journal::Journal;
+use super::layer::LayerReader;
 use super::luck::Luck;
 use super::patches::Offered;
 use super::prove::{prove, why};
@@ -21,9 +22,9 @@ use super::survey::Surveyed;
 use super::work::Worker;
 use super::write::write;
 use crate::image::frame::chunks_match;
-use crate::image::index::{FrameBody, Index};
+use crate::image::index::{FrameBody, Outline};
+use crate::image::lookup::Lookup;
 use crate::image::manifest::Descriptor;
-use crate::image::plan::Lookup;
 use crate::progress::{Phase, Progress, until_stopped};
 use crate::registry::Registry;
 
@@ -88,7 +89,7 @@ impl<'a> SlotJob<'a> {
         expected: RootHash,
     ) -> Result<(Traffic, Stages), InstallError> {
         let kept = self.compare()?;
-        self.progress.begin(Phase::Write, self.index().raw_bytes());
+        self.progress.begin(Phase::Write, self.outline().raw_bytes());
         let (luck, began) = (Luck::default(), Instant::now());
         let (mut network, mut writing, mut proving) = (Clock::default(), Clock::default(), Clock::default());
         let workers = std::thread::available_parallelism().map_or(1, usize::from).min(WORKERS_MAX);
@@ -141,13 +142,14 @@ impl<'a> SlotJob<'a> {
         if !self.journal.is_resumed() {
             return Ok(Vec::new());
         }
-        let index = self.index();
-        let mut kept = vec![false; index.frames().len()];
+        let (outline, mut layer) = (self.outline(), self.layer()?);
+        let mut kept = vec![false; outline.frame_count()];
         // A run that was killed wrote up to one step beyond its last mark; only a power cut loses that.
-        let reach = (self.journal.done_bytes() + JOURNAL_EVERY_BYTES).min(index.raw_bytes());
+        let reach = (self.journal.done_bytes() + JOURNAL_EVERY_BYTES).min(outline.raw_bytes());
         self.progress.begin(Phase::Compare, reach);
         let mut buffer = Vec::new();
-        for (frame, kept) in index.frames().zip(&mut kept) {
+        for (number, kept) in kept.iter_mut().enumerate() {
+            let frame = layer.frame(number)?;
             if frame.raw_offset + frame.raw_bytes > reach || self.progress.stopped() {
                 break;
             }
@@ -162,9 +164,14 @@ impl<'a> SlotJob<'a> {
         Ok(kept)
     }
 
-    /// The layer's index.
-    pub fn index(&self) -> &'a Index {
-        &self.surveyed.index
+    /// Where the layer's frames and chunks lie.
+    pub fn outline(&self) -> &'a Outline {
+        self.surveyed.layer.outline()
+    }
+
+    /// Reads the hashes of the layer's chunks.
+    pub fn layer(&self) -> Result<LayerReader<'a>, InstallError> {
+        self.surveyed.layer.reader()
     }
 
     /// What lies on the machine.

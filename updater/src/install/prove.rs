@@ -38,7 +38,15 @@ pub fn prove(
 /// and the index contradict each other.
 pub fn why(job: &SlotJob<'_>, found: RootHash, expected: RootHash) -> InstallError {
     let mut buffer = AlignedBuffer::new(0);
-    for frame in job.index().frames() {
+    let mut layer = match job.layer() {
+        Ok(layer) => layer,
+        Err(error) => return error,
+    };
+    for number in 0..job.outline().frame_count() {
+        let frame = match layer.frame(number) {
+            Ok(frame) => frame,
+            Err(error) => return error,
+        };
         let bytes = frame.raw_bytes as usize;
         if matches!(frame.body, FrameBody::Zero) {
             continue;

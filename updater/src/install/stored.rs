@@ -9,7 +9,8 @@ use std::io;
 use switchback_partitions::slot::Slot;
 
 use crate::host::state_dir::{StateDir, Store};
-use crate::image::index::{Assembler, INDEX_BYTES_MAX, Index, PageRef, Root};
+use crate::image::frame::FrameDecoder;
+use crate::image::index::{INDEX_BYTES_MAX, Index, PageRef, Root};
 
 /// The first eight bytes.
 const MAGIC: [u8; 8] = *b"SWSTORED";
@@ -47,19 +48,37 @@ impl Stored {
         if pages_at + root.pages_bytes() != file_bytes {
             return None;
         }
+        Some(Stored::new(store, root, pages_at))
+    }
+
+    fn new(store: Box<dyn Store>, root: Root, pages_at: u64) -> Stored {
         let mut by_hash: Vec<_> =
             root.pages().iter().zip(0..).map(|(page, number)| (page.sha256, number)).collect();
         by_hash.sort_unstable();
-        Some(Stored { store, root, pages_at, by_hash })
+        Stored { store, root, pages_at, by_hash }
     }
 
-    /// All of it. `None` when a page is not what the root says.
-    pub fn index(&self) -> Option<Index> {
-        let mut assembler = Assembler::new(&self.root).ok()?;
-        for page in self.root.pages() {
-            assembler.push_page(&self.read(page).ok()?).ok()?;
-        }
-        assembler.finish().ok()
+    /// Its root.
+    pub fn root(&self) -> &Root {
+        &self.root
+    }
+
+    /// All pages in order, each by itself. Ends early, and says so, at one that is not what the root says.
+    pub fn pages(&self) -> impl Iterator<Item = Option<Index>> {
+        let mut decoder = FrameDecoder::new().ok();
+        let mut buffer = Vec::new();
+        let mut pages = self.root.pages().iter();
+        std::iter::from_fn(move || {
+            let page = pages.next()?;
+            let compressed = self.read(page).ok();
+            let index = decoder.as_mut().zip(compressed).and_then(|(decoder, compressed)| {
+                Index::of_page(page, &compressed, decoder, &mut buffer).ok()
+            });
+            if index.is_none() {
+                pages = [].iter();
+            }
+            Some(index)
+        })
     }
 
     /// The compressed bytes of the page with this SHA-256, not yet compared with it.
@@ -69,7 +88,8 @@ impl Stored {
         self.read(self.root.pages().get(*number as usize)?).ok()
     }
 
-    fn read(&self, page: &PageRef) -> io::Result<Vec<u8>> {
+    /// The compressed bytes of a page of its root, not yet compared with it.
+    pub fn read(&self, page: &PageRef) -> io::Result<Vec<u8>> {
         let mut bytes = vec![0; page.index_bytes as usize];
         self.store.read_at(self.pages_at + page.index_offset, &mut bytes)?;
         Ok(bytes)
@@ -135,9 +155,13 @@ impl<'a> Keeper<'a> {
         }
     }
 
-    /// The index was found true: its copy stays until the slot holds it.
-    pub fn finish(mut self) {
+    /// The index was found true: its copy stays until the slot holds it, and can be read already.
+    pub fn finish(mut self, root: Root) -> Option<Stored> {
         self.whole = true;
+        // Opened again, as what is left of this one removes the file when it fails.
+        let store = self.state_dir.open(&unfinished(&self.name)).ok()??;
+        let pages_at = self.at.checked_sub(root.pages_bytes())?;
+        Some(Stored::new(store, root, pages_at))
     }
 }
 

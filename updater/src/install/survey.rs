@@ -3,21 +3,23 @@
 //! Not here: taking them from there (`work`). Rule: it reads and fetches small things, and writes nothing but a copy of the
 //! index in the state folder. What it finds is a hope: every chunk is compared when it is read.
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 
 use switchback_partitions::device::{BlockDevice, DeviceStream, Window};
 use switchback_partitions::slot::Slot;
 
-use super::indexes::Source;
+use super::indexes::{Found, Source};
+use super::layer::Layer;
 use super::patches::{self, Offered};
 use super::stored::{Keeper, Stored};
 use super::{InstallError, Release, Traffic};
 use crate::digest::Digest;
 use crate::host::state_dir::StateDir;
 use crate::image::chunker::{Chunker, Piece};
-use crate::image::index::{ChunkRef, Index, Root};
+use crate::image::index::{ChunkRef, Root};
+use crate::image::lookup::{Finder, Lookup, Place};
 use crate::image::manifest::SlotLayer;
-use crate::image::plan::{Lookup, Place, Plan};
+use crate::image::plan::Plan;
 use crate::progress::{Phase, Progress, until_stopped};
 use crate::registry::Registry;
 
@@ -50,7 +52,7 @@ pub struct Survey<'a> {
 /// A slot layer, and what the machine has of it.
 pub struct Surveyed {
     /// The layer's verified index.
-    pub index: Index,
+    pub(super) layer: Layer,
     /// Where its chunks may lie.
     pub(super) lookup: Lookup,
     /// The running slot's root partition.
@@ -65,7 +67,7 @@ impl Surveyed {
     /// What writing it is going to cost, with what the survey did cost.
     pub fn plan(&self) -> Traffic {
         let patch = self.patch.as_ref().map(|patch| &patch.chosen as _);
-        let plan = Plan { patch, ..Plan::new(&self.index, &self.lookup) };
+        let plan = Plan { patch, ..Plan::new(self.layer.outline(), &self.lookup) };
         let mut traffic = super::fetch::cost(&plan);
         traffic.add(self.traffic);
         traffic
@@ -94,27 +96,29 @@ impl Survey<'_> {
             let source = Source { registry, layer, raw_bytes, stored: &stored };
             let fetching = source.fetch(|root, frame| self.keeper(layer, root, frame));
             let fetched = runtime.block_on(until_stopped(progress, fetching));
-            let (index, mut traffic) = fetched.unwrap_or(Err(InstallError::Interrupted))?;
-            let mut lookup = Lookup::none();
+            let Found { index, copy, mut traffic } = fetched.unwrap_or(Err(InstallError::Interrupted))?;
+            let mut finder = Finder::new(&index);
+            // From here on the hashes are read from the copy.
+            let index = Layer::new(index, copy);
             for ground in &self.grounds {
                 let known = slots.iter().position(|slot| *slot == ground.slot);
-                match known.and_then(|at| stored[at].index()) {
-                    Some(index) => lookup.add(self.place(ground), &index),
-                    None => scan(ground, self.place(ground), &mut lookup, progress)?,
+                let place = self.place(ground);
+                if !known.is_some_and(|at| show(&stored[at], place, &mut finder)) {
+                    finder = scan(ground, place, finder, progress)?;
                 }
             }
-            lookup.sort();
+            let lookup = finder.finish(index.outline());
             let running = self.grounds.iter().find(|ground| ground.slot != self.target);
             let patch = match running {
                 Some(base) => {
-                    let wanted = (&*layer.name, &index);
+                    let wanted = (&*layer.name, index.outline());
                     let finding = patches::find(registry, release, base, wanted, &lookup, &mut traffic);
                     runtime.block_on(until_stopped(progress, finding)).ok_or(InstallError::Interrupted)?
                 }
                 None => None,
             };
             let running = running.map(|ground| ground.root.clone());
-            surveyed.push(Surveyed { index, lookup, running, patch, traffic });
+            surveyed.push(Surveyed { layer: index, lookup, running, patch, traffic });
         }
         Ok(surveyed)
     }
@@ -133,32 +137,38 @@ impl Survey<'_> {
     }
 }
 
+/// Shows all that a stored index says; false when a page of it is damaged.
+fn show(stored: &Stored, place: Place, finder: &mut Finder) -> bool {
+    stored.pages().all(|page| page.inspect(|page| finder.add(place, page)).is_some())
+}
+
 /// Finds the chunks of a slot whose index is lost, by cutting it as a builder would. A slot that holds no release is passed
 /// over, and one that cannot be read is read as far as it can be.
 fn scan(
     ground: &Ground,
     place: Place,
-    lookup: &mut Lookup,
+    finder: Finder,
     progress: &dyn Progress,
-) -> Result<(), InstallError> {
-    let Some((_, bytes)) = ground.holds else { return Ok(()) };
+) -> Result<Finder, InstallError> {
+    let Some((_, bytes)) = ground.holds else { return Ok(finder) };
     let bytes = bytes.min(ground.root.len());
     let window = Window::new(ground.root.clone(), 0, bytes).map_err(InstallError::reading_slot)?;
     progress.begin(Phase::Compare, bytes);
     let hashers = std::thread::available_parallelism().map_or(1, usize::from).min(HASHERS_MAX);
-    let found = std::thread::scope(|scope| {
-        let (mut to, mut hashing) = (Vec::new(), Vec::new());
+    let finder = Mutex::new(finder);
+    std::thread::scope(|scope| {
+        let mut to = Vec::new();
         for _ in 0..hashers {
             let (chunks, from) = std::sync::mpsc::sync_channel::<(u64, Vec<u8>)>(CHUNKS_WAITING);
             to.push(chunks);
-            hashing.push(scope.spawn(move || {
-                let mut found = Lookup::none();
+            let finder = &finder;
+            scope.spawn(move || {
                 for (offset, raw) in from {
-                    let sha256 = *Digest::of(&raw).raw();
-                    found.add_chunk(place, offset, &ChunkRef { raw_bytes: raw.len() as u32, sha256 });
+                    let chunk = ChunkRef { raw_bytes: raw.len() as u32, sha256: *Digest::of(&raw).raw() };
+                    let Ok(mut finder) = finder.lock() else { return };
+                    finder.add_chunk(place, offset, &chunk);
                 }
-                found
-            }));
+            });
         }
         let mut offset = 0;
         for (piece, to) in Chunker::new(DeviceStream::new(window)).zip(to.iter().cycle()) {
@@ -182,15 +192,10 @@ fn scan(
                 break;
             }
         }
-        drop(to);
-        hashing.into_iter().map(|hasher| hasher.join()).collect::<Result<Vec<_>, _>>()
     });
     progress.end();
     if progress.stopped() {
         return Err(InstallError::Interrupted);
     }
-    for found in found.map_err(|_| InstallError::Worker)? {
-        lookup.append(found);
-    }
-    Ok(())
+    finder.into_inner().map_err(|_| InstallError::Worker)
 }

@@ -11,13 +11,14 @@ use tokio::sync::mpsc::Receiver;
 use super::InstallError;
 use super::body::Body;
 use super::fetch::{Input, Parcel};
+use super::layer::LayerReader;
 use super::luck::Luck;
 use super::pipeline::SlotJob;
 use super::stages::Clock;
 use crate::image::frame::{FrameDecoder, chunks_are};
-use crate::image::index::{FrameRef, Index};
+use crate::image::lookup::Place;
 use crate::image::patch;
-use crate::image::plan::{From, Place, Segment};
+use crate::image::plan::{From, Segment};
 use crate::progress::until_stopped;
 
 /// What the writer gets for a segment.
@@ -45,6 +46,7 @@ pub struct Worker<'a> {
     luck: &'a Luck,
     runtime: tokio::runtime::Handle,
     frames: FrameDecoder,
+    layer: LayerReader<'a>,
     /// The old bytes that a patch's entry builds on.
     prefix: Vec<u8>,
 }
@@ -56,7 +58,8 @@ impl<'a> Worker<'a> {
         luck: &'a Luck,
         runtime: tokio::runtime::Handle,
     ) -> Result<Worker<'a>, InstallError> {
-        Ok(Worker { job, luck, runtime, frames: FrameDecoder::new()?, prefix: Vec::new() })
+        let (frames, layer) = (FrameDecoder::new()?, job.layer()?);
+        Ok(Worker { job, luck, runtime, frames, layer, prefix: Vec::new() })
     }
 
     /// Works until one of its two neighbours has gone; how long it was at work.
@@ -103,12 +106,12 @@ impl<'a> Worker<'a> {
                 })
             }
             (From::Patch { entry }, Input::Entry(compressed)) => {
-                let made = self.patch(entry, &compressed, segment);
+                let made = self.patch(entry, &compressed, segment)?;
                 self.luck.patched(made.is_some());
                 made.map_or_else(|| self.fetch(segment), Ok).map(Made::Fetched)
             }
             (From::Fetch, Input::Frame(compressed)) => {
-                let frame = self.frame_of(segment.chunks.start)?;
+                let frame = self.layer.frame(self.number_of(segment.chunks.start)?)?;
                 let mut raw = Vec::new();
                 self.frames.decode(&frame, &compressed, &mut raw)?;
                 Ok(Made::Fetched(raw))
@@ -138,7 +141,7 @@ impl<'a> Worker<'a> {
         while chunk < segment.chunks.end {
             let number = self.number_of(chunk)?;
             let here = self.part_of(number, segment)?;
-            if is_right(self.job.index(), &here, part(raw, &segment.raw, &here.raw)?) {
+            if is_right(&mut self.layer, &here, part(raw, &segment.raw, &here.raw)?)? {
                 right = true;
             } else {
                 match wrong.last_mut() {
@@ -160,7 +163,18 @@ impl<'a> Worker<'a> {
     }
 
     /// The segment's bytes, made from old ones; `None` when they come out as others.
-    fn patch(&mut self, entry: usize, compressed: &[u8], segment: &Segment) -> Option<Vec<u8>> {
+    fn patch(
+        &mut self,
+        entry: usize,
+        compressed: &[u8],
+        segment: &Segment,
+    ) -> Result<Option<Vec<u8>>, InstallError> {
+        let Some(raw) = self.patched(entry, compressed, segment) else { return Ok(None) };
+        Ok(is_right(&mut self.layer, segment, &raw)?.then_some(raw))
+    }
+
+    /// The same, not yet compared.
+    fn patched(&mut self, entry: usize, compressed: &[u8], segment: &Segment) -> Option<Vec<u8>> {
         let (offered, base) = (self.job.patch()?, self.job.running()?);
         let entry = offered.chosen.table.entry(entry)?;
         self.prefix.clear();
@@ -174,7 +188,7 @@ impl<'a> Worker<'a> {
         if entry.raw != segment.raw {
             raw = part(&raw, &entry.raw, &segment.raw).ok()?.to_vec();
         }
-        is_right(self.job.index(), segment, &raw).then_some(raw)
+        Some(raw)
     }
 
     /// The segment's bytes from the registry, after all.
@@ -192,17 +206,16 @@ impl<'a> Worker<'a> {
         segment: &Segment,
         raw: &mut [u8],
     ) -> Result<(), InstallError> {
-        let (index, job) = (self.job.index(), self.job);
-        let frames: Option<Vec<FrameRef<'_>>> = numbers.map(|number| index.frame(number)).collect();
-        let frames = frames.filter(|frames| !frames.is_empty()).ok_or(InstallError::Worker)?;
-        let end = |frame: &FrameRef<'_>| frame.blob_offset + u64::from(frame.blob_bytes);
-        let span = frames[0].blob_offset..end(&frames[frames.len() - 1]);
+        let job = self.job;
+        let at = |number| job.outline().span(number).map(|span| span.blob).ok_or(InstallError::Worker);
+        let span = at(numbers.start)?.start..at(numbers.end - 1)?.end;
         self.luck.asked(span.end - span.start);
         let mut body = self.wait(Body::open(job.registry, job.blob, span))?;
         let mut whole = Vec::new();
-        for frame in &frames {
-            let compressed = self.wait(body.take(frame.blob_offset..end(frame)))?;
-            self.frames.decode(frame, &compressed, &mut whole)?;
+        for number in numbers {
+            let compressed = self.wait(body.take(at(number)?))?;
+            let frame = self.layer.frame(number)?;
+            self.frames.decode(&frame, &compressed, &mut whole)?;
             let of_frame = frame.raw_offset..frame.raw_offset + frame.raw_bytes;
             let wanted = segment.raw.start.max(of_frame.start)..segment.raw.end.min(of_frame.end);
             let from = part(&whole, &of_frame, &wanted)?;
@@ -220,27 +233,34 @@ impl<'a> Worker<'a> {
 
     /// What of a segment lies in one frame.
     fn part_of(&self, number: usize, segment: &Segment) -> Result<Segment, InstallError> {
-        let index = self.job.index();
-        let frame = index.frame(number).ok_or(InstallError::Worker)?;
-        let all = index.chunks_of(number);
-        let chunks = segment.chunks.start.max(all.start)..segment.chunks.end.min(all.end);
-        let raw =
-            segment.raw.start.max(frame.raw_offset)..segment.raw.end.min(frame.raw_offset + frame.raw_bytes);
-        Ok(Segment { chunks, raw, from: segment.from })
+        let frame = self.job.outline().span(number).ok_or(InstallError::Worker)?;
+        let common = |start, end| segment.raw.start.max(start)..segment.raw.end.min(end);
+        let chunks = segment.chunks.start.max(frame.chunks.start)..segment.chunks.end.min(frame.chunks.end);
+        Ok(Segment { chunks, raw: common(frame.raw.start, frame.raw.end), from: segment.from })
     }
 
     fn number_of(&self, chunk: usize) -> Result<usize, InstallError> {
-        self.job.index().frame_of(chunk).ok_or(InstallError::Worker)
-    }
-
-    fn frame_of(&self, chunk: usize) -> Result<FrameRef<'a>, InstallError> {
-        self.job.index().frame(self.number_of(chunk)?).ok_or(InstallError::Worker)
+        self.job.outline().frame_of(chunk).ok_or(InstallError::Worker)
     }
 }
 
-fn is_right(index: &Index, segment: &Segment, raw: &[u8]) -> bool {
-    let chunks = index.chunks().get(segment.chunks.clone()).unwrap_or_default();
-    chunks_are(chunks, segment.raw.start, raw).is_ok()
+/// Compares bytes with the chunks of a segment, which may lie in several frames.
+fn is_right(layer: &mut LayerReader<'_>, segment: &Segment, raw: &[u8]) -> Result<bool, InstallError> {
+    let (mut chunk, mut offset, mut rest) = (segment.chunks.start, segment.raw.start, raw);
+    while chunk < segment.chunks.end {
+        let number = layer.outline().frame_of(chunk).ok_or(InstallError::Worker)?;
+        let all = layer.outline().chunks_of(number);
+        let end = segment.chunks.end.min(all.end);
+        let frame = layer.frame(number)?;
+        let chunks = frame.chunks().get(chunk - all.start..end - all.start).ok_or(InstallError::Worker)?;
+        let bytes: usize = chunks.iter().map(|chunk| chunk.raw_bytes as usize).sum();
+        let Some((here, behind)) = rest.split_at_checked(bytes) else { return Ok(false) };
+        if chunks_are(chunks, offset, here).is_err() {
+            return Ok(false);
+        }
+        (chunk, offset, rest) = (end, offset + bytes as u64, behind);
+    }
+    Ok(rest.is_empty())
 }
 
 /// The bytes of `wanted` out of `raw`, which are those of `whole`.

@@ -9,9 +9,10 @@ use super::bind::Part;
 use super::inspect::{self, ReadError, UnverifiedRelease};
 use crate::digest::Digest;
 use crate::image::index::Index;
+use crate::image::lookup::{Finder, Lookup, Place};
 use crate::image::manifest::BootLayer;
 use crate::image::patch::{Patch, PatchError, PatchManifest};
-use crate::image::plan::{Chosen, Cost, Lookup, Place, Plan};
+use crate::image::plan::{Chosen, Cost, Plan};
 use crate::registry::{Registry, RegistryError, patches};
 
 /// The way from one release to another.
@@ -172,10 +173,9 @@ async fn shortest(
 
 fn compare(name: String, index: &Index, base: Option<&Index>, patch: Option<Patch>) -> SlotDifference {
     let known = |place: Place| {
-        let mut lookup = Lookup::none();
-        base.iter().for_each(|index| lookup.add(place, index));
-        lookup.sort();
-        lookup
+        let mut finder = Finder::new(index);
+        base.iter().for_each(|base| finder.add(place, base));
+        finder.finish(index)
     };
     let (nothing, running, target) = (Lookup::none(), known(Place::Running), known(Place::Target));
     let plan = |lookup| Plan::new(index, lookup);

@@ -19,9 +19,9 @@ use sha2::{Digest as _, Sha256};
 use super::layer::RELEASE_LEVEL;
 use super::raw_image::RawImage;
 use crate::digest::Digest;
-use crate::image::index::{FrameBody, Index};
+use crate::image::index::{FrameSpan, Index};
+use crate::image::lookup::{Finder, Lookup, Place};
 use crate::image::patch::{DraftEntry, ENTRY_RAW_BYTES_MAX, Patch, PatchHeader, write_header};
-use crate::image::plan::{Lookup, Place};
 
 mod coder;
 mod sketch;
@@ -130,10 +130,9 @@ pub struct Job<'a> {
 impl<'a> Job<'a> {
     /// Compares both indexes.
     pub fn new(target: Side<'a>, base: Side<'a>) -> Job<'a> {
-        let mut lookup = Lookup::none();
-        lookup.add(Place::Running, base.index);
-        lookup.sort();
-        Job { target, base, runs: runs(target.index, &lookup) }
+        let mut finder = Finder::new(target.index);
+        finder.add(Place::Running, base.index);
+        Job { target, base, runs: runs(target.index, &finder.finish(target.index)) }
     }
 
     /// Raw bytes of the target that are to be made anew; 0 when there is nothing to patch.
@@ -257,7 +256,7 @@ fn work(coder: &Coder<'_>, runs: &[Run], next: &AtomicUsize, to: SyncSender<Done
 /// The frames of which the base lacks a chunk, in runs of neighbours with no zero run between them, at most
 /// [`ENTRY_RAW_BYTES_MAX`] raw bytes long.
 fn runs(target: &Index, base: &Lookup) -> Vec<Run> {
-    let lacking: Vec<bool> = target.frames().map(|frame| lacks(&frame, base)).collect();
+    let lacking: Vec<bool> = target.spans().map(|frame| lacks(&frame, base)).collect();
     let mut runs = Vec::new();
     let mut start = 0;
     while start < lacking.len() {
@@ -272,9 +271,8 @@ fn runs(target: &Index, base: &Lookup) -> Vec<Run> {
     runs
 }
 
-fn lacks(frame: &crate::image::index::FrameRef<'_>, base: &Lookup) -> bool {
-    frame.body != FrameBody::Zero
-        && frame.chunks().iter().any(|chunk| base.find(chunk, Place::Running).is_none())
+fn lacks(frame: &FrameSpan, base: &Lookup) -> bool {
+    frame.chunks.clone().any(|chunk| base.find(chunk, Place::Running).is_none())
 }
 
 /// Cuts a run where the next frame would make it too long for an entry.
@@ -300,15 +298,16 @@ fn pieces(target: &Index, frames: Range<usize>) -> Vec<Range<usize>> {
 /// How far the chunks next to a run are, in the base, behind their places in the target: what they are neighbours of there
 /// is likely the run's earlier self.
 fn diagonals(target: &Index, frames: Range<usize>, base: &Lookup) -> Vec<i64> {
-    let chunk_before = (0..frames.start)
-        .rev()
-        .filter_map(|frame| target.frame(frame))
-        .find_map(|frame| frame.placed_chunks().last());
-    let chunk_behind = (frames.end..target.frames().len())
-        .filter_map(|frame| target.frame(frame))
-        .find_map(|frame| frame.placed_chunks().next());
+    let has_chunks = |frame: &FrameSpan| !frame.chunks.is_empty();
+    let mut before = (0..frames.start).rev().filter_map(|frame| target.span(frame));
+    let before = before.find(has_chunks).map(|frame| {
+        let last = frame.chunks.end - 1;
+        (frame.raw.end - target.chunk_bytes(last), last)
+    });
+    let mut behind = (frames.end..target.frame_count()).filter_map(|frame| target.span(frame));
+    let behind = behind.find(has_chunks).map(|frame| (frame.raw.start, frame.chunks.start));
     let mut found: Vec<i64> = Vec::new();
-    for (raw_offset, chunk) in chunk_before.into_iter().chain(chunk_behind) {
+    for (raw_offset, chunk) in before.into_iter().chain(behind) {
         let diagonal = base.find(chunk, Place::Running).map(|place| place as i64 - raw_offset as i64);
         found.extend(diagonal.filter(|diagonal| !found.contains(diagonal)));
     }

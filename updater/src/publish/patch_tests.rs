@@ -71,18 +71,17 @@ fn prefix(base: &Image, entry: &Entry<'_>) -> Vec<u8> {
     entry.windows.iter().flat_map(|w| window(w.offset, w.bytes)).copied().collect()
 }
 
-fn known(base: &Image) -> Lookup {
-    let mut lookup = Lookup::none();
-    lookup.add(Place::Running, &base.index);
-    lookup.sort();
-    lookup
+fn known(base: &Image, target: &Image) -> Lookup {
+    let mut finder = Finder::new(&target.index);
+    finder.add(Place::Running, &base.index);
+    finder.finish(&target.index)
 }
 
 /// Bytes of the target's own blob that a device with `base` fetches, without a patch.
 fn plain(base: &Image, target: &Image) -> u64 {
-    let lookup = known(base);
-    let frames = target.index.frames().filter(|frame| lacks(frame, &lookup));
-    frames.map(|frame| u64::from(frame.blob_bytes)).sum()
+    let lookup = known(base, target);
+    let frames = target.index.spans().filter(|frame| lacks(frame, &lookup));
+    frames.map(|frame| frame.blob.end - frame.blob.start).sum()
 }
 
 #[test]
@@ -205,7 +204,7 @@ fn runs_are_cut_at_zeros_and_at_the_length_of_an_entry() {
     raw.extend(vec![0; 10 * BLOCK]);
     raw.extend(noise(5, 7));
     let (base, target) = (Image::new(Vec::new()), Image::new(raw));
-    let lookup = known(&base);
+    let lookup = known(&base, &target);
     let runs = runs(&target.index, &lookup);
     let lengths: Vec<u64> = runs.iter().map(|run| raw_bytes(&target.index, &run.frames)).collect();
     assert!(lengths.len() >= 5 && lengths.iter().all(|bytes| *bytes <= u64::from(ENTRY_RAW_BYTES_MAX)));

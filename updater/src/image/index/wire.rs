@@ -6,7 +6,7 @@
 use sha2::Digest as _;
 
 use super::{
-    CHUNK_RAW_BYTES_MAX, ChunkRef, FRAME_RAW_BYTES_MAX, FrameEntry, Index, IndexError, Lie, PAGE_ENTRIES_MAX,
+    CHUNK_RAW_BYTES_MAX, ChunkRef, FRAME_RAW_BYTES_MAX, Index, IndexError, Lie, PAGE_ENTRIES_MAX,
     PAGE_ENTRIES_MIN, Part, Span, ZERO_RAW_BYTES_MAX,
 };
 use crate::image::BLOCK_BYTES;
@@ -233,8 +233,7 @@ pub(super) fn read_page(page: &PageRef, bytes: &[u8], index: &mut Index) -> Resu
         check_frame(number, blob_bytes, raw_bytes, &index.chunks[first..])?;
         raw_at = within(Span::Raw, raw_at, u64::from(raw_bytes), raw_end)?;
         blob_at = within(Span::Blob, blob_at, u64::from(blob_bytes), blob_end)?;
-        let first_chunk = u32::try_from(index.chunks.len()).map_err(|_| Lie::Memory)?;
-        index.frames.push(FrameEntry { blob_offset: blob_at, raw_offset: raw_at, first_chunk });
+        index.outline.push(blob_bytes, raw_bytes, &index.chunks[first..]).ok_or(Lie::Memory)?;
     }
     if left != 0 {
         return Err(Lie::OrphanChunks { left });

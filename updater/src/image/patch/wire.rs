@@ -9,7 +9,7 @@ use super::{
 };
 use crate::image::fields::Fields;
 use crate::image::frame::{FrameDecoder, frame_bytes};
-use crate::image::index::{Index, frame_blob_bytes_max};
+use crate::image::index::{Outline, frame_blob_bytes_max};
 
 /// The first eight bytes of a header.
 const MAGIC: [u8; 8] = *b"SWBPATCH";
@@ -23,7 +23,7 @@ const ENTRY_BYTES: u64 = 4 + 2 + 4 + 1;
 const WINDOW_BYTES: u64 = 4 + 2;
 
 /// The longest decoded header of a patch to `target`: an entry for each chunk, with all its windows.
-pub(super) fn decoded_bytes_max(target: &Index) -> u64 {
+pub(super) fn decoded_bytes_max(target: &Outline) -> u64 {
     let entry = ENTRY_BYTES + WINDOWS_MAX as u64 * WINDOW_BYTES;
     (HEAD_BYTES + target.chunk_count() as u64 * entry).min(HEADER_BYTES_MAX)
 }
@@ -31,7 +31,7 @@ pub(super) fn decoded_bytes_max(target: &Index) -> u64 {
 pub(super) fn read_header(
     frame: &[u8],
     blob_bytes: u64,
-    target: &Index,
+    target: &Outline,
     base_bytes: u64,
 ) -> Result<Patch, Lie> {
     let bytes = decode(frame, target)?;
@@ -65,7 +65,7 @@ pub(super) fn read_header(
 
 /// Decodes the header with the longest one of such an image as its bound; zstd's own length is only a hint for the
 /// buffer, compared with the bound before anything is reserved and with the outcome after.
-fn decode(frame: &[u8], target: &Index) -> Result<Vec<u8>, Lie> {
+fn decode(frame: &[u8], target: &Outline) -> Result<Vec<u8>, Lie> {
     let limit = Patch::header_bytes_max(target);
     if frame.len() as u64 > limit {
         return Err(Lie::TooLong { bytes: frame.len() as u64, limit });
@@ -87,7 +87,7 @@ fn read_entries(
     columns: &mut Fields<'_>,
     entries: usize,
     windows: usize,
-    target: &Index,
+    target: &Outline,
 ) -> Result<(), Lie> {
     let mut gaps = columns.column(entries * 4)?;
     let mut counts = columns.column(entries * 2)?;
@@ -124,7 +124,7 @@ fn read_entries(
 }
 
 /// The run of whole frames that `count` chunks from number `first` on are, without its blob and windows.
-fn place(entry: usize, first: u64, count: u16, target: &Index) -> Result<Row, Lie> {
+fn place(entry: usize, first: u64, count: u16, target: &Outline) -> Result<Row, Lie> {
     let all = target.chunk_count();
     let outside = Lie::Chunks { entry, first, chunks: count, all };
     let end = first + u64::from(count);
@@ -134,11 +134,11 @@ fn place(entry: usize, first: u64, count: u16, target: &Index) -> Result<Row, Li
     let (first, end) = (first as usize, end as usize);
     let frames = target.frame_of(first).zip(target.frame_of(end - 1)).ok_or(outside)?;
     let whole = target.first_chunk(frames.0) == Some(first) && target.first_chunk(frames.1 + 1) == Some(end);
-    let ends = target.frame(frames.0).zip(target.frame(frames.1)).filter(|_| whole);
+    let ends = target.span(frames.0).zip(target.span(frames.1)).filter(|_| whole);
     let (begin, last) = ends.ok_or(Lie::NotFrames { entry })?;
-    let raw_bytes = last.raw_offset + last.raw_bytes - begin.raw_offset;
+    let raw_bytes = last.raw.end - begin.raw.start;
     // A run of chunks with a zero run in it may be of any length; it is no longer than its chunks without one.
-    let of_chunks: u64 = target.chunks()[first..end].iter().map(|chunk| u64::from(chunk.raw_bytes)).sum();
+    let of_chunks: u64 = (first..end).map(|chunk| target.chunk_bytes(chunk)).sum();
     if of_chunks != raw_bytes {
         return Err(Lie::ZeroRun { entry });
     }
@@ -146,7 +146,7 @@ fn place(entry: usize, first: u64, count: u16, target: &Index) -> Result<Row, Li
         return Err(Lie::EntryRaw { entry, raw_bytes });
     }
     Ok(Row {
-        raw_offset: begin.raw_offset,
+        raw_offset: begin.raw.start,
         blob_offset: 0,
         raw_bytes: raw_bytes as u32,
         blob_bytes: 0,

@@ -20,7 +20,7 @@ use super::prove::{prove, why};
 use super::stages::{Clock, Stages};
 use super::survey::Surveyed;
 use super::work::Worker;
-use super::write::write;
+use super::write::{STEPS_AHEAD, write};
 use crate::image::frame::chunks_match;
 use crate::image::index::{FrameBody, Outline};
 use crate::image::lookup::Lookup;
@@ -32,7 +32,7 @@ use crate::registry::Registry;
 const PARCELS_IN_FLIGHT: usize = 4;
 /// More workers than this wait for the one writer.
 const WORKERS_MAX: usize = 4;
-/// After this many bytes the device is flushed and the journal says so: what a power cut can cost.
+/// After this many bytes the journal says what was flushed: what a power cut can cost.
 pub(super) const JOURNAL_EVERY_BYTES: u64 = 64 * 1024 * 1024;
 
 /// What one slot cost.
@@ -105,8 +105,7 @@ impl<'a> SlotJob<'a> {
                 to_write.push(results);
                 working.push(scope.spawn(move || worker.run(from, made)));
             }
-            // The writer is at most one step ahead of who reads back.
-            let (to_prove, flushed) = sync_channel(1);
+            let (to_prove, flushed) = sync_channel(STEPS_AHEAD);
             let writer = scope.spawn(|| write(self, &{ to_write }, to_prove, &mut writing));
             let prover = scope.spawn(|| prove(self, &{ flushed }, &mut tree, &mut proving));
             let fetcher = Fetcher::new(self, &kept, &luck);

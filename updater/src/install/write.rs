@@ -17,6 +17,12 @@ use crate::image::plan::Segment;
 /// The device gets pieces of at most this many bytes, and of so many wherever there is no gap.
 const WRITE_BYTES: usize = 1024 * 1024;
 
+/// After this many bytes the device is flushed and they are read back. Short, as nothing is read back before the first are there and
+/// nothing is written any more while the last are.
+const PROVE_EVERY_BYTES: u64 = 16 * 1024 * 1024;
+/// Steps that the writer may be ahead of who reads back.
+pub const STEPS_AHEAD: usize = 4;
+
 /// What each worker hands over, in the order in which it was dealt out to it.
 pub type Results = Receiver<Result<Parcel<Made>, InstallError>>;
 
@@ -28,7 +34,7 @@ pub fn write(
     clock: &mut Clock,
 ) -> Result<Traffic, InstallError> {
     let pending = AlignedBuffer::new(WRITE_BYTES);
-    let mut out = Writer { job, to_prove, clock, pending, filled: 0, at: 0, marked: 0 };
+    let mut out = Writer { job, to_prove, clock, pending, filled: 0, at: 0, flushed: 0, marked: 0 };
     let mut traffic = Traffic::default();
     for from in from.iter().cycle() {
         let Ok(parcel) = from.recv() else { break };
@@ -37,7 +43,7 @@ pub fn write(
         }
     }
     out.drain()?;
-    out.mark()?;
+    out.flush(true)?;
     Ok(traffic)
 }
 
@@ -51,6 +57,8 @@ struct Writer<'a> {
     filled: usize,
     /// First byte that is neither written nor pending.
     at: u64,
+    /// First byte that is not on the medium yet.
+    flushed: u64,
     /// First byte that the journal does not know of.
     marked: u64,
 }
@@ -105,7 +113,7 @@ impl Writer<'_> {
         let (device, at) = (&self.job.device, self.at);
         self.clock.work(|| device.zero(at, bytes)).map_err(InstallError::writing_slot)?;
         self.at += bytes;
-        self.journal()
+        self.step()
     }
 
     /// What is in place counts like what is written: a mark that waited for 64 MiB of new bytes would lie more than one step
@@ -113,7 +121,7 @@ impl Writer<'_> {
     fn keep(&mut self, bytes: u64) -> Result<(), InstallError> {
         self.drain()?;
         self.at += bytes;
-        self.journal()
+        self.step()
     }
 
     fn drain(&mut self) -> Result<(), InstallError> {
@@ -123,20 +131,23 @@ impl Writer<'_> {
         }
         let (device, start) = (&self.job.device, self.at - pending.len() as u64);
         self.clock.work(|| device.write_past_cache(start, pending)).map_err(InstallError::writing_slot)?;
-        self.journal()
+        self.step()
     }
 
-    fn journal(&mut self) -> Result<(), InstallError> {
-        if self.at - self.marked >= JOURNAL_EVERY_BYTES { self.mark() } else { Ok(()) }
+    fn step(&mut self) -> Result<(), InstallError> {
+        if self.at - self.flushed >= PROVE_EVERY_BYTES { self.flush(false) } else { Ok(()) }
     }
 
-    /// What is written so far is on the medium; then the journal says so, and it is read back.
-    fn mark(&mut self) -> Result<(), InstallError> {
+    /// What is written so far is on the medium; then the journal says so, now and then and at the end, and it is read back.
+    fn flush(&mut self, end: bool) -> Result<(), InstallError> {
         let device = &self.job.device;
         self.clock.work(|| device.flush()).map_err(InstallError::writing_slot)?;
-        self.job.journal.reached(self.at)?;
+        if end || self.at - self.marked >= JOURNAL_EVERY_BYTES {
+            self.job.journal.reached(self.at)?;
+            self.marked = self.at;
+        }
         // Who reads back and ends early has its own error to tell.
-        let done = std::mem::replace(&mut self.marked, self.at)..self.at;
+        let done = std::mem::replace(&mut self.flushed, self.at)..self.at;
         self.to_prove.send(done).map_err(|_| InstallError::Worker)
     }
 }

@@ -30,8 +30,7 @@ use crate::registry::reference::Reference;
 /// The releases that are named by `--like`. The raw root of the first one is of use for a root that is made of a folder.
 pub(super) async fn like(args: &BuildArgs, output: &Path) -> Result<Like, Failure> {
     let releases = parts(&args.like, &args.registry).await?;
-    let folder = (args.partition.is_none()).then_some(output);
-    let like = like::read(&releases, ROOT, folder).await;
+    let like = like::read(&releases, ROOT, output, args.partition.is_none()).await;
     like.map_err(|error| Failure::before(like_reason(&error), error))
 }
 
@@ -147,6 +146,7 @@ fn raw_reason(error: &RawImageError) -> Reason {
 fn like_reason(error: &LikeError) -> Reason {
     match error {
         LikeError::Release { source, .. } => read_reason(source),
+        LikeError::Blob(error) => registry_reason(error),
         LikeError::Root(error) => raw_reason(error),
     }
 }

@@ -115,7 +115,9 @@ impl<'a> Opened<'a> {
         let (layer, index) = (&self.release.manifest.slots[slot], &self.release.indexes[slot]);
         told(AttachEvent::Unpack { bytes: index.raw_bytes() });
         let progress = |bytes| told(AttachEvent::Bytes(bytes));
-        Ok(RawImage::unpack(self.registry, &layer.blob, index, folder, &progress).await?)
+        let whole = self.registry.blob_range(&layer.blob, 0..layer.blob.size).await;
+        let stream = whole.map_err(RawImageError::from)?;
+        Ok(RawImage::unpack(stream, &layer.blob, index, folder, &progress).await?)
     }
 }
 

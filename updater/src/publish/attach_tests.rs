@@ -206,15 +206,15 @@ async fn earlier_releases_tell_their_chunks_and_the_first_one_its_raw_root() {
     let scene = Scene::new().await;
     let both = [part(&scene.layout, scene.old), part(&scene.layout, scene.new)];
     let folder = tempfile::tempdir().unwrap();
-    let like = like::read(&both, "root", Some(folder.path())).await.unwrap();
+    let like = like::read(&both, "root", folder.path(), true).await.unwrap();
     assert!(std::fs::read(like.root.unwrap().path()).unwrap() == scene.old_raw);
     for digest in [scene.old, scene.new] {
         let (_, release) = inspect::read_os(&scene.layout, &digest).await.unwrap();
         assert!(release.indexes[0].chunks().iter().all(|chunk| like.known.contains(chunk)));
     }
-    let without = like::read(&both, "root", None).await.unwrap();
-    assert!(without.root.is_none() && without.known == like.known);
-    assert!(like::read(&[], "root", Some(folder.path())).await.unwrap().root.is_none());
+    let without = like::read(&both, "root", folder.path(), false).await.unwrap();
+    assert!(without.root.is_none() && without.frames.is_some() && without.known == like.known);
+    assert!(like::read(&[], "root", folder.path(), true).await.unwrap().root.is_none());
 }
 
 #[tokio::test(flavor = "multi_thread")]

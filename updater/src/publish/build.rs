@@ -148,7 +148,7 @@ pub struct Built {
     pub cmdline: String,
     /// Modules of the packed initramfs, when one was packed.
     pub modules: Option<Selection>,
-    /// What became of the root folder on its way into the image, a sentence each.
+    /// What became of the root folder on its way into the image, and of the earlier release's frames, a sentence each.
     pub notes: Vec<String>,
 }
 
@@ -274,6 +274,7 @@ fn stage(request: &BuildRequest, progress: &Progress) -> Result<Staged, BuildErr
         sha256: layer.raw_sha256,
         verity: Some(verity),
     };
+    let notes = made.iter().flat_map(MadeRoot::notes).chain(taken_note(&request.like, &layer)).collect();
     let config = describe(request, content, &boot);
     config.check()?;
     let manifest = name_blobs(&config, &layer, &boot);
@@ -289,8 +290,21 @@ fn stage(request: &BuildRequest, progress: &Progress) -> Result<Staged, BuildErr
         roothash,
         cmdline,
         modules,
-        notes: made.iter().flat_map(MadeRoot::notes).collect(),
+        notes,
         _work: work,
+    })
+}
+
+/// Whether the frames of an earlier release were taken over.
+fn taken_note(like: &Like, layer: &layer::Layer) -> Option<String> {
+    like.frames.as_ref()?;
+    Some(match layer.taken {
+        Some(taken) => format!(
+            "{taken} of {} frames are taken from the earlier release as they are, the others compressed.",
+            layer.statistics.frames
+        ),
+        None => "The earlier release was compressed at another level or by another zstd: every frame is compressed anew."
+            .into(),
     })
 }
 
@@ -447,8 +461,8 @@ fn write_slot(
     };
     told(0);
     let out = io::BufWriter::new(File::create(blob).map_err(FileError::of("making", blob))?);
-    let known = request.like.known.clone();
-    let options = LayerOptions { level: request.level, known, ..LayerOptions::default() };
+    let Like { known, frames, .. } = request.like.clone();
+    let options = LayerOptions { level: request.level, known, frames, ..LayerOptions::default() };
     let layer = layer::write_layer(root.reader()?, out, &options, &told)?;
     if (layer.raw_bytes, layer.raw_sha256) != (root.bytes, root.sha256) {
         return Err(BuildError::RootChanged { path: root.path.clone() });

@@ -6,7 +6,9 @@ use std::process::Command;
 
 use super::*;
 use crate::file::tests::chain;
+use crate::publish::bind::Part;
 use crate::publish::initramfs::tests::static_program;
+use crate::publish::like;
 use crate::publish::modules::tests::small_kernel;
 use crate::publish::uki::tests::uki;
 
@@ -145,6 +147,32 @@ fn the_same_inputs_elsewhere_give_the_same_digest_and_a_salt_another_root_hash()
     assert_eq!(roothash(&here.request().root, false, None).unwrap(), first.roothash);
     let salted = built(BuildRequest { verity_salt: Some(vec![7; 32]), ..here.request() }).unwrap();
     assert_ne!(salted.roothash, first.roothash);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_release_takes_the_frames_of_the_one_that_it_is_like_and_is_the_same_as_without_them() {
+    let inputs = Inputs::new();
+    let silent = || -> Progress { Arc::new(|_| ()) };
+    let first = build(inputs.request(), silent()).await.unwrap();
+    assert_eq!(first.notes, [""; 0]);
+    let mut raw = std::fs::read(inputs.path("root.img")).unwrap();
+    raw[500_000] ^= 1;
+    std::fs::write(inputs.path("root.img"), raw).unwrap();
+
+    let parts = [Part { registry: Box::new(LayoutDir::new(&first.layout)), digest: first.digest }];
+    let like = like::read(&parts, ROOT, inputs.dir.path(), false).await.unwrap();
+    let next = |like: &Like, level| {
+        let request = BuildRequest { version: "1.2".into(), like: like.clone(), level, ..inputs.request() };
+        build(request, silent())
+    };
+    let taken = next(&like, 3).await.unwrap();
+    let compressed = next(&Like { frames: None, ..like.clone() }, 3).await.unwrap();
+    assert_eq!((taken.digest, &compressed.notes[..]), (compressed.digest, &[][..]));
+    let (_, words) = taken.notes[0].split_once(" of ").unwrap();
+    assert!(words.ends_with("frames are taken from the earlier release as they are, the others compressed."));
+    assert!(!taken.notes[0].starts_with("0 of"), "{:?}", taken.notes);
+    let other = next(&like, 9).await.unwrap();
+    assert!(other.notes[0].contains("at another level or by another zstd"), "{:?}", other.notes);
 }
 
 #[test]

@@ -2,7 +2,7 @@
 //!
 //! A reader cuts and hashes the whole, workers hash and compress single pieces, the caller's thread writes them in order.
 //! With no earlier release named each chunk is a frame of its own, as grouping blind to any base costs more than it saves;
-//! with one, neighbours share frames (`group`). Zero runs are frames too, so that `zstd -d` of the blob gives the raw image.
+//! with one, neighbours share frames (`group`), and a frame that it has is taken from it (`earlier_frames`). Zero runs are frames too, so that `zstd -d` of the blob gives the raw image.
 //!
 //! Not here: cut points (`image::chunker`), the index's bytes (`image::index`). Rule: the result does not depend on the number
 //! of threads, and an index is handed out only after the device's own parser has accepted it.
@@ -15,6 +15,7 @@ use serde::Serialize;
 use sha2::{Digest as _, Sha256};
 use zstd::bulk::Compressor;
 
+use super::earlier_frames::{EarlierFrames, FrameTaker};
 use super::like::KnownChunks;
 use crate::digest::Digest;
 use crate::image::chunker::{Chunker, Piece};
@@ -43,13 +44,15 @@ pub struct LayerOptions {
     pub threads: usize,
     /// The chunks that earlier releases have. With none, each chunk is a frame of its own.
     pub known: Arc<KnownChunks>,
+    /// The compressed frames of an earlier release, to be taken where they fit.
+    pub frames: Option<Arc<EarlierFrames>>,
 }
 
 impl Default for LayerOptions {
     /// [`RELEASE_LEVEL`] on all processors, no earlier release.
     fn default() -> LayerOptions {
         let threads = std::thread::available_parallelism().map_or(1, usize::from);
-        LayerOptions { level: RELEASE_LEVEL, threads, known: Arc::default() }
+        LayerOptions { level: RELEASE_LEVEL, threads, known: Arc::default(), frames: None }
     }
 }
 
@@ -70,6 +73,9 @@ pub struct Layer {
     pub index_root: IndexRoot,
     /// Counts.
     pub statistics: ChunkStatistics,
+    /// Frames that were taken from the earlier release; `None` where none could be, as there is no such release or it was
+    /// compressed in another way.
+    pub taken: Option<u64>,
 }
 
 /// What an index holds, counted.
@@ -173,12 +179,13 @@ pub fn write_layer(
     let threads = options.threads.clamp(1, THREADS_MAX);
     let in_flight = if options.known.is_empty() { CHUNKS_IN_FLIGHT } else { GROUPS_IN_FLIGHT };
     let grouper = Grouper::new(options.known.clone());
+    let earlier = earlier_frames(options)?;
     std::thread::scope(|scope| {
         let (mut jobs, mut results) = (Vec::new(), Vec::new());
         for _ in 0..threads {
             let (job_to, job_from) = sync_channel(in_flight);
             let (result_to, result_from) = sync_channel(in_flight);
-            scope.spawn(move || compress(options.level, job_from, result_to));
+            scope.spawn(move || compress(options.level, earlier, job_from, result_to));
             jobs.push(job_to);
             results.push(result_from);
         }
@@ -191,8 +198,15 @@ pub fn write_layer(
             return Err(LayerError::Worker);
         }
         blob.flush().map_err(|source| LayerError::Write { source })?;
-        collected.finish(raw_sha256)
+        collected.finish(raw_sha256, earlier.is_some())
     })
+}
+
+/// The frames that may be taken.
+fn earlier_frames(options: &LayerOptions) -> Result<Option<&EarlierFrames>, LayerError> {
+    let Some(frames) = options.frames.as_deref() else { return Ok(None) };
+    let same = frames.are_made_at(options.level).map_err(|source| LayerError::Compress { source })?;
+    Ok(same.then_some(frames))
 }
 
 /// The first stage: cuts, hashes the whole, groups, deals the frames out in turn.
@@ -247,38 +261,61 @@ struct Frame {
     /// None for zeros.
     chunks: Vec<ChunkRef>,
     compressed: Vec<u8>,
+    /// As an earlier release has it.
+    taken: bool,
 }
 
 /// The middle stage.
-fn compress(level: i32, jobs: Receiver<Job>, results: SyncSender<Result<Frame, LayerError>>) {
-    let mut compressor = match Compressor::new(level) {
-        Ok(compressor) => compressor,
+fn compress(
+    level: i32,
+    earlier: Option<&EarlierFrames>,
+    jobs: Receiver<Job>,
+    results: SyncSender<Result<Frame, LayerError>>,
+) {
+    let failed = |source| LayerError::Compress { source };
+    let mut packer = match Packer::new(level, earlier) {
+        Ok(packer) => packer,
         Err(source) => {
-            let _collector_gone = results.send(Err(LayerError::Compress { source }));
+            let _collector_gone = results.send(Err(failed(source)));
             return;
         }
     };
     for job in jobs {
-        let frame = compress_job(&mut compressor, job).map_err(|source| LayerError::Compress { source });
-        if results.send(frame).is_err() {
+        if results.send(packer.pack(job).map_err(failed)).is_err() {
             return;
         }
     }
 }
 
-fn compress_job(compressor: &mut Compressor<'_>, job: Job) -> io::Result<Frame> {
-    let (raw, chunks) = match job {
-        Job::Zero(bytes) => {
-            let compressed = compress_zeros(u64::from(bytes))?;
-            return Ok(Frame { raw_bytes: bytes, chunks: Vec::new(), compressed });
-        }
-        Job::Chunk(raw) => {
-            let chunk = ChunkRef { raw_bytes: raw.len() as u32, sha256: Sha256::digest(&raw).into() };
-            (raw, vec![chunk])
-        }
-        Job::Group(group) => (group.raw, group.chunks),
-    };
-    Ok(Frame { raw_bytes: raw.len() as u32, chunks, compressed: compressor.compress(&raw)? })
+/// Makes frames: taken from an earlier release where that has the same, else compressed.
+struct Packer<'a> {
+    taker: Option<FrameTaker<'a>>,
+    compressor: Compressor<'static>,
+}
+
+impl<'a> Packer<'a> {
+    fn new(level: i32, earlier: Option<&'a EarlierFrames>) -> io::Result<Packer<'a>> {
+        let taker = earlier.map(FrameTaker::new).transpose()?;
+        Ok(Packer { taker, compressor: Compressor::new(level)? })
+    }
+
+    fn pack(&mut self, job: Job) -> io::Result<Frame> {
+        let (raw, chunks) = match job {
+            Job::Zero(bytes) => {
+                let compressed = compress_zeros(u64::from(bytes))?;
+                return Ok(Frame { raw_bytes: bytes, chunks: Vec::new(), compressed, taken: false });
+            }
+            Job::Chunk(raw) => {
+                let chunk = ChunkRef { raw_bytes: raw.len() as u32, sha256: Sha256::digest(&raw).into() };
+                (raw, vec![chunk])
+            }
+            Job::Group(group) => (group.raw, group.chunks),
+        };
+        let had = self.taker.as_mut().and_then(|taker| taker.take(&chunks));
+        let taken = had.is_some();
+        let compressed = had.map_or_else(|| self.compressor.compress(&raw), Ok)?;
+        Ok(Frame { raw_bytes: raw.len() as u32, chunks, compressed, taken })
+    }
 }
 
 /// A frame of zeros, streamed: 64 MiB of them need no buffer, and the lowest level finds them all.
@@ -295,6 +332,7 @@ struct Collected {
     blob_sha256: Sha256,
     raw_bytes: u64,
     blob_bytes: u64,
+    taken: u64,
 }
 
 /// The last stage: takes results in turn, as the jobs were dealt out.
@@ -304,7 +342,7 @@ fn collect(
     progress: &dyn Fn(u64),
 ) -> Result<Collected, LayerError> {
     let index = IndexWriter::new().map_err(|source| LayerError::Index { source })?;
-    let mut done = Collected { index, blob_sha256: Sha256::new(), raw_bytes: 0, blob_bytes: 0 };
+    let mut done = Collected { index, blob_sha256: Sha256::new(), raw_bytes: 0, blob_bytes: 0, taken: 0 };
     for from in results.iter().cycle() {
         let Ok(frame) = from.recv() else { break };
         let frame = frame?;
@@ -322,11 +360,12 @@ impl Collected {
         self.index.push_frame(blob_bytes, frame.raw_bytes, &frame.chunks)?;
         self.raw_bytes += u64::from(frame.raw_bytes);
         self.blob_bytes += u64::from(blob_bytes);
+        self.taken += u64::from(frame.taken);
         Ok(())
     }
 
-    fn finish(self, raw_sha256: Digest) -> Result<Layer, LayerError> {
-        let Collected { index, blob_sha256, raw_bytes, blob_bytes } = self;
+    fn finish(self, raw_sha256: Digest, may_take: bool) -> Result<Layer, LayerError> {
+        let Collected { index, blob_sha256, raw_bytes, blob_bytes, taken } = self;
         let built = index.finish().map_err(|source| LayerError::Index { source })?;
         let parsed = Index::parse(&built.blob, raw_bytes, blob_bytes)
             .map_err(|source| LayerError::Index { source })?;
@@ -339,6 +378,7 @@ impl Collected {
             index_root: IndexRoot { digest: Digest::of(root), size: built.root_bytes },
             statistics: ChunkStatistics::of(&parsed),
             index: built.blob,
+            taken: may_take.then_some(taken),
         })
     }
 }

@@ -174,7 +174,7 @@ fn with_an_earlier_release_frames_hold_its_chunks_or_new_ones_and_never_both() {
     let known = Arc::new(known);
     let grouped = |threads| {
         let mut blob = Vec::new();
-        let options = LayerOptions { level: FAST, threads, known: known.clone() };
+        let options = LayerOptions { level: FAST, threads, known: known.clone(), ..LayerOptions::default() };
         let layer = write_layer(new.as_slice(), &mut blob, &options, &|_| {}).unwrap();
         (layer, blob)
     };
@@ -202,7 +202,7 @@ fn with_an_earlier_release_frames_hold_its_chunks_or_new_ones_and_never_both() {
     let mut known = KnownChunks::default();
     known.add(&index);
     new.truncate(1500 * BLOCK_BYTES as usize);
-    let options = LayerOptions { level: FAST, threads: 2, known: Arc::new(known) };
+    let options = LayerOptions { level: FAST, threads: 2, known: Arc::new(known), ..LayerOptions::default() };
     let again = write_layer(new.as_slice(), &mut Vec::new(), &options, &|_| {}).unwrap();
     let bodies = |index: &Index| -> Vec<(u32, Vec<ChunkRef>)> {
         index.frames().map(|frame| (frame.blob_bytes, frame.chunks().to_vec())).collect()

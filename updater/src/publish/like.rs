@@ -1,16 +1,20 @@
-//! Earlier releases that a new one is made alike to (`--like`): the chunks that they have, and the first one's raw root.
+//! Earlier releases that a new one is made alike to (`--like`): the chunks that they have, and the first one's frames and
+//! raw root.
 //!
-//! Not here: what is made of it (`layer` groups chunks by it, `rootfs` may lay files out by it). Rule: nothing of it is
-//! needed to read the new release; it only decides which chunks share a frame and where a file lies.
+//! Not here: what is made of it (`layer` groups chunks by it and takes frames, `rootfs` may lay files out by it). Rule:
+//! nothing of it is needed to read the new release; it only decides which chunks share a frame and where a file lies.
 
 use std::collections::HashMap;
 use std::path::Path;
 use std::sync::Arc;
 
 use super::bind::Part;
+use super::earlier_frames::EarlierFrames;
 use super::inspect::{self, ReadError};
 use super::raw_image::{RawImage, RawImageError};
+use super::spool::Spool;
 use crate::image::index::{ChunkRef, Index};
+use crate::registry::RegistryError;
 
 /// The chunks of earlier releases, by their SHA-256.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -52,6 +56,8 @@ impl KnownChunks {
 pub struct Like {
     /// The chunks of their roots, of all of them together.
     pub known: Arc<KnownChunks>,
+    /// The compressed frames of the first one.
+    pub frames: Option<Arc<EarlierFrames>>,
     /// The raw root of the first one, where it was asked for.
     pub root: Option<Arc<RawImage>>,
 }
@@ -67,15 +73,19 @@ pub enum LikeError {
         /// What is wrong with it.
         source: Box<ReadError>,
     },
+    /// Its root could not be fetched.
+    #[error("while fetching the root that the new one is to be like")]
+    Blob(#[from] RegistryError),
     /// Its root could not be unpacked.
     #[error("while unpacking the root that the new one is to be like")]
     Root(#[from] RawImageError),
 }
 
-/// Reads `releases`, what they call the slot partition `slot`. With `folder` the first one's raw image is unpacked there.
-pub async fn read(releases: &[Part], slot: &str, folder: Option<&Path>) -> Result<Like, LikeError> {
+/// Reads `releases`, what they call the slot partition `slot`. The first one's blob lies in `folder` meanwhile, and its raw
+/// image, too, where that is wanted.
+pub async fn read(releases: &[Part], slot: &str, folder: &Path, raw: bool) -> Result<Like, LikeError> {
     let mut known = KnownChunks::default();
-    let mut root = None;
+    let (mut frames, mut root) = (None, None);
     for Part { registry, digest } in releases {
         let unread = |source| LikeError::Release { place: registry.place(), source: Box::new(source) };
         let (_, release) = inspect::read_os(&**registry, digest).await.map_err(unread)?;
@@ -84,10 +94,15 @@ pub async fn read(releases: &[Part], slot: &str, folder: Option<&Path>) -> Resul
         };
         let index = &release.indexes[number];
         known.add(index);
-        if let (Some(folder), None) = (folder, &root) {
-            let blob = &release.manifest.slots[number].blob;
-            root = Some(Arc::new(RawImage::unpack(&**registry, blob, index, folder, &|_| {}).await?));
+        if frames.is_some() {
+            continue;
         }
+        let blob = &release.manifest.slots[number].blob;
+        let spool = Spool::fetch(&**registry, blob, folder).await?;
+        if raw {
+            root = Some(Arc::new(RawImage::unpack(spool.stream(), blob, index, folder, &|_| {}).await?));
+        }
+        frames = Some(Arc::new(EarlierFrames::new(spool, index)));
     }
-    Ok(Like { known: Arc::new(known), root })
+    Ok(Like { known: Arc::new(known), frames, root })
 }

@@ -26,7 +26,8 @@ impl Image {
     }
 
     fn like(raw: Vec<u8>, known: KnownChunks) -> Image {
-        let options = LayerOptions { level: 3, threads: 2, known: Arc::new(known) };
+        let options =
+            LayerOptions { level: 3, threads: 2, known: Arc::new(known), ..LayerOptions::default() };
         let layer = write_layer(raw.as_slice(), io::sink(), &options, &|_| {}).unwrap();
         let index = Index::parse(&layer.index, layer.raw_bytes, layer.blob_bytes).unwrap();
         Image { file: RawImage::of(&raw), raw, index }

@@ -16,7 +16,7 @@ use crate::file::FileError;
 use crate::image::frame::{FrameDecoder, FrameError};
 use crate::image::index::{FrameBody, Index};
 use crate::image::manifest::Descriptor;
-use crate::registry::{ByteStream, Registry, RegistryError};
+use crate::registry::{ByteStream, RegistryError};
 
 /// A raw image in a file that goes when this is dropped.
 #[derive(Debug)]
@@ -44,9 +44,10 @@ pub enum RawImageError {
 }
 
 impl RawImage {
-    /// Unpacks the slot layer `blob` into a file in `folder`. `progress` is told of every raw byte that is done.
+    /// Unpacks the slot layer `blob`, which comes by `stream`, into a file in `folder`. `progress` is told of every raw byte
+    /// that is done.
     pub async fn unpack(
-        registry: &dyn Registry,
+        stream: ByteStream,
         blob: &Descriptor,
         index: &Index,
         folder: &Path,
@@ -58,8 +59,7 @@ impl RawImage {
         file.as_file().set_len(index.raw_bytes()).map_err(FileError::of("writing", file.path()))?;
         let broken = |offset, source| RawImageError::Frame { blob: blob.digest, offset, source };
         let mut decoder = FrameDecoder::new().map_err(|source| broken(0, source))?;
-        let mut body =
-            Body { stream: registry.blob_range(blob, 0..blob.size).await?, buffer: BytesMut::new() };
+        let mut body = Body { stream, buffer: BytesMut::new() };
         let mut raw = Vec::new();
         for frame in index.frames() {
             body.fill(frame.blob_bytes as usize).await?;

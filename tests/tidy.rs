@@ -25,6 +25,7 @@ const PURE: &[&str] = &[
     "updater/src/lifecycle.rs",
     "updater/src/lifecycle",
     "updater/src/reason.rs",
+    "updater/src/schedule",
     "updater/src/trust.rs",
     "updater/src/trust",
 ];

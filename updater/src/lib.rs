@@ -26,5 +26,6 @@ pub mod progress;
 pub mod publish;
 pub mod reason;
 pub mod registry;
+pub mod schedule;
 pub mod services;
 pub mod trust;

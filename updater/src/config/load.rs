@@ -154,6 +154,11 @@ impl Config {
                 "`backend` is \"custom\", so [boot.custom] `command` must name its executable".into();
             return Err(blame(sources, main, &["boot", "backend"], problem));
         }
+        if let Some(schedule) = &self.schedule
+            && let Err((key, problem)) = schedule.check()
+        {
+            return Err(blame(sources, main, &["schedule", key], problem));
+        }
         if let Err((name, problem)) = super::service::in_order(&self.service) {
             return Err(blame(sources, main, &["service", name.as_str(), "after"], problem));
         }

@@ -5,6 +5,7 @@
 
 mod check;
 mod load;
+pub mod schedule;
 pub mod service;
 
 use std::collections::BTreeMap;
@@ -15,6 +16,7 @@ use serde::{Deserialize, Deserializer, Serialize};
 
 pub use check::{Check, Expect, Probe};
 pub use load::{CONFIG_BYTES_MAX, ConfigError, checks_in};
+use schedule::Schedule;
 use service::{Name, Service};
 
 use crate::byte_size::{BytePace, ByteSize};
@@ -37,6 +39,8 @@ pub struct Config {
     pub boot: Boot,
     /// What makes a machine well.
     pub health: Health,
+    /// What the machine does by itself, and when; absent: nothing.
+    pub schedule: Option<Schedule>,
     /// `[service.NAME]`: what runs beside the OS.
     pub service: BTreeMap<Name, Service>,
 }

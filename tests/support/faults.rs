@@ -12,6 +12,8 @@ use tokio::task::JoinHandle;
 
 /// The longest request head that is read, in bytes.
 const HEAD_BYTES_MAX: usize = 64 << 10;
+/// The longest request body that is read, in bytes; what is longer stays where it is.
+const BODY_BYTES_MAX: usize = 64 << 10;
 
 /// A request as it arrived.
 #[derive(Debug, Clone)]
@@ -20,6 +22,8 @@ pub struct Request {
     pub number: usize,
     /// The path with its query.
     pub path: String,
+    /// As long as its `Content-Length` says.
+    pub body: Vec<u8>,
     head: String,
 }
 
@@ -210,11 +214,13 @@ async fn converse(
     seen: &Mutex<Vec<Request>>,
     answer: &(dyn Fn(&Request) -> Reply + Send + Sync),
 ) -> Result<()> {
-    let head = read_head(&mut stream).await?;
+    let (head, body) = read_head(&mut stream).await?;
     let path = head.split_whitespace().nth(1).unwrap_or_default().to_owned();
+    let mut request = Request { number: 0, path, body, head };
+    read_body(&mut stream, &mut request).await?;
     let reply = {
         let mut seen = seen.lock().unwrap_or_else(PoisonError::into_inner);
-        let request = Request { number: seen.len(), path, head };
+        request.number = seen.len();
         let reply = answer(&request);
         seen.push(request);
         reply
@@ -223,15 +229,30 @@ async fn converse(
     Ok(stream.shutdown().await?)
 }
 
-async fn read_head(stream: &mut TcpStream) -> Result<String> {
-    let mut head = Vec::new();
-    while !head.windows(4).any(|end| end == b"\r\n\r\n") {
+/// The head of a request, and what of its body came with it.
+async fn read_head(stream: &mut TcpStream) -> Result<(String, Vec<u8>)> {
+    let mut read = Vec::new();
+    loop {
+        if let Some(end) = read.windows(4).position(|end| end == b"\r\n\r\n") {
+            let body = read.split_off(end + 4);
+            return Ok((String::from_utf8_lossy(&read).into_owned(), body));
+        }
         let mut buffer = [0; 4096];
         let count = stream.read(&mut buffer).await?;
-        anyhow::ensure!(count > 0 && head.len() < HEAD_BYTES_MAX, "no request");
-        head.extend_from_slice(&buffer[..count]);
+        anyhow::ensure!(count > 0 && read.len() < HEAD_BYTES_MAX, "no request");
+        read.extend_from_slice(&buffer[..count]);
     }
-    Ok(String::from_utf8_lossy(&head).into_owned())
+}
+
+async fn read_body(stream: &mut TcpStream, request: &mut Request) -> Result<()> {
+    let length = request.header("content-length").and_then(|length| length.parse().ok()).unwrap_or(0);
+    while request.body.len() < length.min(BODY_BYTES_MAX) {
+        let mut buffer = [0; 4096];
+        let count = stream.read(&mut buffer).await?;
+        anyhow::ensure!(count > 0, "the body broke off");
+        request.body.extend_from_slice(&buffer[..count]);
+    }
+    Ok(())
 }
 
 async fn send(stream: &mut TcpStream, reply: Reply) -> Result<()> {

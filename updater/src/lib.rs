@@ -12,6 +12,7 @@ pub mod doctor;
 pub mod engine;
 pub mod facts;
 pub mod file;
+pub mod fleet;
 #[cfg(test)]
 mod golden;
 pub mod health;

@@ -278,7 +278,7 @@ impl Client {
     }
 }
 
-fn build(access: &RegistryAccess) -> Result<reqwest::Client, RegistryError> {
+pub(super) fn build(access: &RegistryAccess) -> Result<reqwest::Client, RegistryError> {
     let refused = |detail: String| RegistryError::Refused { what: "an HTTP client".into(), detail };
     let tls = tls::config(extra_roots(access)?, access.signed_unix_secs);
     reqwest::Client::builder()
@@ -402,7 +402,7 @@ fn refused(what: &str, detail: String) -> Failure {
 }
 
 /// An error with its causes in one line: the outer one of an HTTP client says only "error sending request".
-pub(super) fn chain(error: &(dyn std::error::Error + 'static)) -> String {
+pub(crate) fn chain(error: &(dyn std::error::Error + 'static)) -> String {
     let mut text = error.to_string();
     let mut source = error.source();
     while let Some(cause) = source {

@@ -25,6 +25,7 @@ use super::meter::Network;
 use super::{ByteStream, Descriptor, MANIFEST_BYTES_MAX, Registry, RegistryError};
 use super::{RegistryAccess, check_digest, check_limit, check_range, fallback_tag, index_entries, reference};
 use crate::digest::Digest;
+pub(crate) use client::chain;
 use client::{Ask, Client};
 use memory::Memory;
 
@@ -40,6 +41,15 @@ pub struct HttpRegistry {
     memory: Memory,
     #[cfg(feature = "author")]
     uploads: push::Uploads,
+}
+
+/// What registries are asked by, for other servers too: it follows no redirect, gives up on a connection as `access` says, and
+/// judges certificates by the clock and the authorities that registries are judged by.
+///
+/// # Errors
+/// A certificate file that cannot be read or used.
+pub fn client(access: &RegistryAccess) -> Result<reqwest::Client, RegistryError> {
+    client::build(access)
 }
 
 impl HttpRegistry {

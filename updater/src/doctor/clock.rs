@@ -4,7 +4,9 @@
 
 use super::finding::{Finding, Group};
 use super::place::{Place, Seen};
+use crate::config::Config;
 use crate::host::clock::built_unix_secs;
+use crate::schedule::Zone;
 
 /// Nobody runs the same updater for that long.
 const AGE_SECS_MAX: i64 = 20 * 365 * 24 * 60 * 60;
@@ -19,7 +21,22 @@ const SYNCHRONISED: [(&str, &str); 3] = [
 pub fn findings(seen: &Seen<'_>) -> Vec<Finding> {
     let time = time(seen.place.now_unix_secs);
     // A machine in a file has the clock of whatever simulates it.
-    if seen.is_image() { vec![time] } else { vec![time, synchronised(seen.place)] }
+    let mut findings = if seen.is_image() { vec![time] } else { vec![time, synchronised(seen.place)] };
+    findings.extend(time_zone(seen.config));
+    findings
+}
+
+/// A name that nobody knows is no error of the configuration, as it would stop every verb; so it is told here.
+fn time_zone(config: &Config) -> Option<Finding> {
+    let schedule = config.schedule.as_ref().filter(|schedule| !schedule.windows.is_empty())?;
+    let subject = Group::Source.at("time-zone", "the zone of the windows");
+    Some(match schedule.find_zone() {
+        Zone::Known(zone) => subject.ok(zone.iana_name().unwrap_or("the machine's").to_owned()),
+        Zone::Unknown { name, why } => subject.warning(
+            format!("`{name}` is not known, so no window opens: {why}"),
+            "Correct `time_zone` under [schedule], or bring the rules of time zones into the image: tzdata.",
+        ),
+    })
 }
 
 fn time(now: i64) -> Finding {

@@ -134,6 +134,9 @@ const CASES: &[Case] = &[
     Case { broken: |m| m.edit("etc/switchback/config.toml", ":stable", ":absent"), other: &[("registry-tag", Problem)], says: "it is not there" },
     Case { broken: |m| m.place.now_unix_secs = 0, other: &[("clock", Warning)], says: "1970-01-01T00:00:00Z, which is before this updater was built" },
     Case { broken: |m| m.place.now_unix_secs = 4_102_444_800, other: &[("clock", Problem)], says: "2100-01-01T00:00:00Z, which is too far" },
+    Case { broken: |m| m.edit("etc/switchback/config.toml", "[source]", "[schedule]\ndownload = \"window\"\ntime_zone = \"Europe/Berln\"\n\
+                              [[schedule.window]]\nstart = \"02:30\"\nlength = \"2h\"\n[source]"),
+           other: &[("time-zone", Warning)], says: "`Europe/Berln` is not known, so no window opens" },
     Case { broken: |m| m.remove("run/systemd/timesync"), other: &[("clock-synchronised", Note)], says: "no time service" },
 ];
 

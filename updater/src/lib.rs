@@ -7,6 +7,7 @@ pub mod byte_size;
 pub mod cli;
 pub mod config;
 pub mod container;
+pub mod daemon;
 pub mod digest;
 pub mod doctor;
 pub mod engine;

@@ -134,7 +134,7 @@ pub enum Verb {
         #[arg(long, conflicts_with = "no_reboot")]
         deadline_passed: bool,
     },
-    /// Run the declared services and start again what ends (started by the system, not by people)
+    /// Run the declared services, and act by [schedule] (started by the system, not by people)
     #[command(after_help = help::DAEMON)]
     Daemon,
     /// Look at everything that an update relies on and say what is missing; changes nothing

@@ -55,9 +55,11 @@ Examples:
 
 pub(super) const DAEMON: &str = "\
 Changes: which services run, and where their clients are led: to what the last order said. What ends is started again, \
-after a pause that doubles each time.
-Leaves alone: the OS, its slots and its boot record; images and records of services.
-Next: `switchback status` tells what serves. Ended, it leaves the services running; started again, it finds them.
+after a pause that doubles each time. Where [schedule] is configured, the slot that does not run, as `switchback update` \
+would, and which one is started next: when the schedule allows it.
+Leaves alone: without [schedule] the OS, its slots and its boot record; images and records of services.
+Next: `switchback status` tells what serves, and what an update waits for. Ended, it leaves the services running; started \
+again, it goes on where it was.
 
 Example:
   switchback daemon";

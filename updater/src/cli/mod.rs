@@ -124,7 +124,10 @@ fn run(cli: &Cli) -> Result<Output, Failure> {
             return service::quarantine(&configured(cli)?, name, Some(release));
         }
         Verb::Hold { bundle, command } => return service::hold(bundle, command),
-        Verb::Daemon => return service::supervise(&configured(cli)?, &progress),
+        Verb::Daemon => {
+            crate::daemon::run(&configured(cli)?, &progress)?;
+            return Ok(service::stopped());
+        }
         Verb::Status { .. } => Request::Status,
         Verb::Check(source) => Request::Check { to: source.to.clone() },
         Verb::Update(update) => Request::Update {

@@ -15,8 +15,10 @@ use crate::engine::answers::{
     Answer, BootCheck, BootVerdict, Check, Content, History, HistoryEntry, Outcome, ServiceLine, SlotStatus,
     Status, Update,
 };
+use crate::engine::costs::Costs;
 use crate::health::{CheckOutcome, CheckResult, HealthReport};
 use crate::install::{ReleaseName, Traffic};
+use crate::schedule::report::Report;
 
 /// Narrower tables cannot be read.
 const TABLE_WIDTH_MIN: u16 = 80;
@@ -56,6 +58,32 @@ fn short(digest: Digest) -> String {
     format!("{}…", digest.short())
 }
 
+/// What the daemon does by itself, and what it waits for.
+fn schedule_lines(report: &Report) -> Vec<String> {
+    let at = |at: jiff::Timestamp| at.strftime("%Y-%m-%d %H:%M:%S").to_string();
+    let mut lines = vec![format!(
+        "schedule     as of {}: the source is looked at next at {}",
+        at(report.at),
+        at(report.next_check)
+    )];
+    if let Some(offer) = &report.offer {
+        let wanted = if offer.available { "which is wanted" } else { &*offer.detail };
+        lines.push(format!(
+            "offered      {} {}: {}",
+            plain(&offer.name),
+            plain(&offer.version),
+            plain(wanted)
+        ));
+    }
+    for (name, gate) in [("download", &report.download), ("reboot", &report.reboot)] {
+        for block in &gate.blocked_by {
+            lines.push(format!("waits        {name}: {}", plain(&block.detail)));
+        }
+    }
+    lines.extend(report.trouble.as_ref().map(|trouble| format!("trouble      {}", plain(trouble))));
+    lines
+}
+
 fn status(status: &Status) -> String {
     let mut out = String::new();
     let mut line = |text: String| {
@@ -89,6 +117,17 @@ fn status(status: &Status) -> String {
         line("             nothing has to be done, the next outcome is recorded again; if it repeats, check the state partition".into());
     }
     line(format!("source       {}", status.source.as_deref().unwrap_or("none configured")));
+    if let Some(costs) = &status.last_written {
+        let Costs { release, traffic, seconds, .. } = costs;
+        line(format!(
+            "last update  {} was written in {seconds:.1} s: {}",
+            release.version,
+            self::traffic(traffic)
+        ));
+    }
+    if let Some(report) = &status.schedule {
+        schedule_lines(report).into_iter().for_each(&mut line);
+    }
     line(format!("floor        security version {}", status.floor));
     if let Some(held) = status.held {
         let version = status.held_version.as_deref().unwrap_or_default();

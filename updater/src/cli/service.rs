@@ -135,11 +135,10 @@ pub(super) fn hold(bundle: &Path, command: &[OsString]) -> Result<Output, Failur
     Ok(Output { text: String::new(), json: json!({ "answer": "hold" }), changed: false, reason: None })
 }
 
-/// `daemon`.
-pub(super) fn supervise(config: &Config, progress: &Display) -> Result<Output, Failure> {
-    Services::open(config, progress)?.supervise()?;
+/// `daemon`, which ended.
+pub(super) fn stopped() -> Output {
     let text = "Asked to stop; the services run on.\n".to_owned();
-    Ok(Output { text, json: json!({ "answer": "daemon" }), changed: false, reason: None })
+    Output { text, json: json!({ "answer": "daemon" }), changed: false, reason: None }
 }
 
 fn output(moved: &ServiceMoved, unchanged: &str) -> Output {

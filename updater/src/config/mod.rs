@@ -246,6 +246,18 @@ impl Default for Health {
     }
 }
 
+impl Machine {
+    /// Where the daemon writes down what it does by the schedule. Of a machine in a file, not where the machine that it lies on
+    /// keeps its own; of a real one, where nothing wears out.
+    pub fn schedule_report(&self) -> PathBuf {
+        let folder = match self.kind {
+            MachineKind::Disk => &self.run_dir,
+            MachineKind::Image => &self.state_dir,
+        };
+        folder.join("schedule.json")
+    }
+}
+
 impl Boot {
     /// The part that decides the life of an update.
     pub fn policy(&self, carry_on: bool) -> lifecycle::Policy {

@@ -13,6 +13,7 @@ use switchback_partitions::inactive_slot::InactiveSlot;
 use switchback_partitions::layout::DiskLayout;
 use switchback_partitions::slot::{RunningSlot, Slot};
 
+use super::costs::Costs;
 use super::observe::moment;
 use super::{Candidate, Engine, Failure, NOTHING_CHANGED, RUNNING_UNTOUCHED, chain, host_reason};
 use crate::facts::Fact;
@@ -116,6 +117,14 @@ impl<'a> Engine<'a> {
             (why(&error), RUNNING_UNTOUCHED)
         })?;
         (self.run.traffic, self.run.stages) = (proven.traffic(), proven.stages());
+        let costs = Costs {
+            release: release.name(),
+            at: self.machine.clock().timestamp(),
+            traffic: self.run.traffic,
+            network: self.run.network,
+            seconds: self.run.stages.map_or(0.0, |stages| stages.seconds),
+        };
+        costs.keep(self.machine.state_dir());
         self.run.proven = Some(proven);
         Ok(())
     }

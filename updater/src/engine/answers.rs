@@ -9,12 +9,14 @@ use switchback_partitions::slot::Slot;
 
 use crate::config::service::Name;
 use crate::digest::Digest;
+use crate::engine::costs::Costs;
 use crate::health::{CheckResult, HealthReport};
 use crate::install::{ReleaseName, Stages, Traffic};
 use crate::lifecycle;
 use crate::logs::StartLog;
 use crate::reason::Reason;
 use crate::registry::meter::Network;
+use crate::schedule::report::Report;
 use crate::services::orders::ServiceMoved;
 
 /// How far an update or rollback goes by itself.
@@ -207,6 +209,12 @@ pub struct Status {
     /// The release that the services follow without a restart, where it is not the one that lies in the slot.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub services_follow: Option<lifecycle::Release>,
+    /// What writing a slot did cost the last time; absent where none was written, or that is not known any more.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub last_written: Option<Costs>,
+    /// What the daemon does by the schedule, as it wrote it down last; absent without a schedule or a daemon.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub schedule: Option<Report>,
 }
 
 /// A service in a line.

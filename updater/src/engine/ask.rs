@@ -10,12 +10,14 @@ use switchback_partitions::slot::Slot;
 use super::answers::{
     Answer, BootCheck, BootVerdict, Check, History, HistoryEntry, Logs, Outcome, Reach, Status, Update,
 };
+use super::costs::Costs;
 use super::observe::{Seen, summary};
 use super::quarantine::listed;
 use super::words::{blockers, newest, next_sentence, phase_name, slot_status};
 use super::{Candidate, Engine, Failure, NOTHING_CHANGED, Rest, source};
 use crate::facts::Happened;
 use crate::health::{self, CheckOutcome, CheckResult, HealthReport};
+use crate::host::bounded::read_bounded;
 use crate::image::config::Kind;
 use crate::init::keeper;
 use crate::install::{Release, ReleaseName, Traffic};
@@ -24,6 +26,7 @@ use crate::logs;
 use crate::progress::Phase as Work;
 use crate::reason::Reason;
 use crate::registry::{Registry, RegistryAccess};
+use crate::schedule::report::{self, Report};
 use crate::services;
 use crate::trust::policy::admit;
 
@@ -50,8 +53,19 @@ impl Engine<'_> {
             watchdog: self.machine.watchdog_held(),
             services: self.service_lines(&seen),
             services_follow: self.services_follow(&seen),
+            last_written: Costs::load(self.machine.state_dir()),
+            schedule: self.schedule(),
             slots,
         })))
+    }
+
+    /// What a daemon wrote down.
+    fn schedule(&self) -> Option<Report> {
+        self.config.schedule.as_ref()?;
+        serde_json::from_slice(
+            &read_bounded(&self.config.machine.schedule_report(), report::BYTES_MAX).ok()??,
+        )
+        .ok()
     }
 
     /// When the running release was confirmed last, by the history.

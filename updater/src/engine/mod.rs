@@ -10,6 +10,7 @@ mod ask;
 mod autopsy;
 mod bound;
 mod can_update;
+pub mod costs;
 mod held;
 mod observe;
 pub mod provision;

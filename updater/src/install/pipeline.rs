@@ -36,7 +36,7 @@ const WORKERS_MAX: usize = 4;
 pub(super) const JOURNAL_EVERY_BYTES: u64 = 64 * 1024 * 1024;
 
 /// What one slot cost.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, serde::Serialize)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub struct Traffic {
     /// Bytes that came over the network.
     pub fetched: u64,

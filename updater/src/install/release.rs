@@ -69,7 +69,7 @@ pub struct Release {
 }
 
 /// A release in a few words, for state, history and answers.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ReleaseName {
     /// `name` of the signed config.
     pub name: String,

@@ -13,7 +13,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use super::RegistryError;
 
@@ -22,7 +22,7 @@ use super::RegistryError;
 const CREDIT: Duration = Duration::from_millis(100);
 
 /// What came over the network.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Network {
     /// Bytes of bodies, those included that were not wanted or came again.
     pub bytes: u64,

@@ -8,6 +8,7 @@ mod days;
 mod gate;
 mod jitter;
 mod next;
+pub mod report;
 #[cfg(test)]
 mod tests;
 mod window;

@@ -37,10 +37,12 @@ pub fn without_chance(text: &str, digests: &Digests) -> String {
         // What depends on the build and on the file system's own identity; a column of sizes is lined up to the right.
         (r"(?m)^(  [a-z-]+) +\d+\.\d\d [KMG]iB from", "$1  SIZE from"),
         (r"\b\d+\.\d\d [KMG]iB", "SIZE"),
+        // Whether a block that two roots share is a chunk by itself depends on its neighbour, which holds a file system's own identity.
+        (r" \((SIZE|\d+ B) of it from this machine\)", ""),
         (r"\b\d+ chunks\b", "COUNT chunks"),
         (r"\b\d+\.\d s\b", "SECONDS s"),
         (
-            r#"("(seconds|fetched|written|kept|zero|millis|chunks|frames|zero_runs|[a-z_]*bytes[a-z_]*)": )\d+(\.\d+)?"#,
+            r#"("(seconds|fetched|copied|written|kept|zero|millis|chunks|frames|zero_runs|[a-z_]*bytes[a-z_]*)": )\d+(\.\d+)?"#,
             "${1}NUMBER",
         ),
         (r"switchback \d+\.\d+\.\d+", "switchback VERSION"),

@@ -105,7 +105,7 @@ fn asked(method: &str) -> Result<Vec<u8>, String> {
 mod tests {
     use super::*;
 
-    /// As busctl of systemd 252 prints it.
+    /// In the form of `busctl --json=short`, with the signatures that org.freedesktop.login1(5) gives.
     #[test]
     fn answers_of_the_login_manager_are_read() {
         let sessions = r#"{"type":"a(susso)","data":[[["3",1000,"ada","seat0","/org/freedesktop/login1/session/_33"]]]}"#;

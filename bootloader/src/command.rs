@@ -23,16 +23,21 @@ const LOOK_EVERY: Duration = Duration::from_millis(5);
 const AFTERGLOW: Duration = Duration::from_millis(500);
 
 /// Why a program did not do its work.
-#[derive(Debug)]
-pub(crate) enum Failure {
+#[derive(Debug, thiserror::Error)]
+pub enum Failure {
     /// It could not be started.
+    #[error("it could not be started: {0}")]
     Start(io::Error),
     /// It failed or took too long; the text says which, with what it wrote to standard error.
+    #[error("{0}")]
     End(String),
 }
 
-/// Runs `program` and returns what it printed, without surrounding white space.
-pub(crate) fn run(program: &Path, arguments: &[&str], timeout: Duration) -> Result<String, Failure> {
+/// Runs `program`, looked for as a shell would, and returns what it printed (64 KiB at most), without surrounding white space.
+///
+/// # Errors
+/// When it cannot be started, fails, or takes longer than `timeout`; it is killed then, with all that it started.
+pub fn run(program: &Path, arguments: &[&str], timeout: Duration) -> Result<String, Failure> {
     let mut child = Command::new(program)
         .args(arguments)
         .stdin(Stdio::null())

@@ -9,7 +9,7 @@ pub mod esp;
 pub mod record;
 pub mod systemd_boot;
 
-mod command;
+pub mod command;
 mod slot_files;
 
 pub use slot_files::folder as slot_folder;

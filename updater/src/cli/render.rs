@@ -67,7 +67,7 @@ fn schedule_lines(report: &Report) -> Vec<String> {
         at(report.next_check)
     )];
     if let Some(offer) = &report.offer {
-        let wanted = if offer.available { "which is wanted" } else { &*offer.detail };
+        let wanted = if offer.available { "it is wanted" } else { &*offer.detail };
         lines.push(format!(
             "offered      {} {}: {}",
             plain(&offer.name),

@@ -4,17 +4,15 @@
 //! login manager has nobody logged in.
 
 use std::path::Path;
-use std::process::{Command, Stdio};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use serde::Deserialize;
+use switchback_bootloader::command;
 
 use crate::schedule::{Inhibitor, Observed, Session};
 
 /// There is one where this folder is.
 const LOGIN_MANAGER: &str = "/run/systemd/seats";
-/// The longest answer that is read, in bytes.
-const ANSWER_BYTES_MAX: u64 = 1 << 20;
 /// How long is waited for it.
 const PATIENCE: Duration = Duration::from_secs(10);
 
@@ -53,52 +51,22 @@ fn observed<T: for<'de> Deserialize<'de>, S: Default>(
     if !Path::new(LOGIN_MANAGER).is_dir() {
         return Observed::Seen(S::default());
     }
-    match asked(method).and_then(|bytes| {
-        serde_json::from_slice::<Reply<T>>(&bytes)
-            .map_err(|error| format!("its answer cannot be read: {error}"))
-    }) {
+    let reply = asked(method).map_err(|error| error.to_string()).and_then(|text| {
+        let reply = serde_json::from_str::<Reply<T>>(&text);
+        reply.map_err(|error| format!("its answer cannot be read: {error}"))
+    });
+    match reply {
         Ok(reply) => Observed::Seen(told(reply.data.0)),
         Err(why) => Observed::Unseen(format!("busctl: {why}")),
     }
 }
 
 /// What the manager answers. The program is systemd's own; a bus library costs more than all of the schedule.
-fn asked(method: &str) -> Result<Vec<u8>, String> {
-    const NAME: &str = "org.freedesktop.login1";
-    let mut child = Command::new("busctl")
-        .args(["--system", "--json=short", "--timeout=5s", "call", NAME, "/org/freedesktop/login1"])
-        .args([&format!("{NAME}.Manager"), method])
-        .stdin(Stdio::null())
-        .stdout(Stdio::piped())
-        .stderr(Stdio::null())
-        .spawn()
-        .map_err(|error| error.to_string())?;
-    let out = child.stdout.take();
-    // Read beside the wait: a full pipe would hold the program up for ever.
-    let reader = std::thread::spawn(move || {
-        let mut bytes = Vec::new();
-        if let Some(out) = out {
-            std::io::Read::read_to_end(&mut std::io::Read::take(out, ANSWER_BYTES_MAX), &mut bytes)?;
-        }
-        std::io::Result::Ok(bytes)
-    });
-    let began = Instant::now();
-    let status = loop {
-        match child.try_wait().map_err(|error| error.to_string())? {
-            Some(status) => break status,
-            None if began.elapsed() > PATIENCE => {
-                let _gone = child.kill();
-                let _reaped = child.wait();
-                return Err("it did not answer".into());
-            }
-            None => std::thread::sleep(Duration::from_millis(10)),
-        }
-    };
-    let bytes = reader.join().map_err(|_| "its answer could not be read".to_owned())?;
-    match status.success() {
-        true => bytes.map_err(|error| error.to_string()),
-        false => Err(format!("it ended with {status}")),
-    }
+fn asked(method: &str) -> Result<String, command::Failure> {
+    const MANAGER: &str = "org.freedesktop.login1.Manager";
+    let object = ["org.freedesktop.login1", "/org/freedesktop/login1", MANAGER];
+    let arguments = [&["--system", "--json=short", "call"][..], &object, &[method]].concat();
+    command::run(Path::new("busctl"), &arguments, PATIENCE)
 }
 
 #[cfg(test)]

@@ -43,15 +43,34 @@ pub fn run(config: &Config, progress: &dyn Progress) -> Result<(), Failure> {
         return Services::open(config, progress)?.supervise();
     };
     let machine = crate::host::open(config).map_err(|error| Failure::before(host_reason(&error), error))?;
-    let mut keeper = Keeper::new(config, written, &*machine, progress)?;
+    let mut driver = Driver::new(config, written, &*machine, progress)?;
     std::thread::scope(|scope| {
-        let services = (!config.service.is_empty()).then(|| {
-            scope.spawn(|| Services::open(config, progress).and_then(|services| services.supervise()))
-        });
-        keeper.run();
-        let ended = |_| Failure::refused(Why::new(Reason::Internal, "who looks after services ended early"));
-        services.map_or(Ok(()), |services| services.join().map_err(ended)?)
-    })
+        if !config.service.is_empty() {
+            scope.spawn(|| look_after_services(config, progress));
+        }
+        driver.run();
+    });
+    Ok(())
+}
+
+/// Until it is asked to stop. Without a schedule a failure ends the daemon, and who started it starts it again; here updates have to
+/// go on, as one may bring the cure.
+fn look_after_services(config: &Config, progress: &dyn Progress) {
+    while let Err(failure) = Services::open(config, progress).and_then(|services| services.supervise()) {
+        tracing::error!(why = %failure.why, untouched = failure.untouched, "services are not looked after; it is tried again");
+        rest(POLL, progress);
+        if progress.stopped() {
+            return;
+        }
+    }
+}
+
+/// Waits, unless it is asked to stop.
+fn rest(pause: Duration, progress: &dyn Progress) {
+    let began = Instant::now();
+    while began.elapsed() < pause && !progress.stopped() {
+        std::thread::sleep(HEARD_WITHIN.min(pause.saturating_sub(began.elapsed())));
+    }
 }
 
 /// What is to be done next.
@@ -68,7 +87,7 @@ enum Wish {
 }
 
 /// Acts by the schedule.
-struct Keeper<'a> {
+struct Driver<'a> {
     config: &'a Config,
     machine: &'a dyn Machine,
     progress: &'a dyn Progress,
@@ -91,13 +110,13 @@ struct Keeper<'a> {
     told: Option<(GateReport, GateReport)>,
 }
 
-impl<'a> Keeper<'a> {
+impl<'a> Driver<'a> {
     fn new(
         config: &'a Config,
         written: &Written,
         machine: &'a dyn Machine,
         progress: &'a dyn Progress,
-    ) -> Result<Keeper<'a>, Failure> {
+    ) -> Result<Driver<'a>, Failure> {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
         let runtime = runtime.map_err(|error| Failure::before(Reason::Internal, error))?;
         let node = NodeId::in_root(machine.root());
@@ -121,7 +140,7 @@ impl<'a> Keeper<'a> {
             (Some(_), true) => Lock::HolderUnknown("the run before this one may have been granted it".into()),
             _ => Lock::NotAsked,
         };
-        Ok(Keeper {
+        Ok(Driver {
             config,
             machine,
             progress,
@@ -156,7 +175,7 @@ impl<'a> Keeper<'a> {
                     POLL
                 }
             };
-            self.rest(pause);
+            rest(pause, self.progress);
         }
     }
 
@@ -379,13 +398,6 @@ impl<'a> Keeper<'a> {
         });
         if let Err(error) = written {
             tracing::debug!(%error, "what the schedule does could not be written down for `status`");
-        }
-    }
-
-    fn rest(&self, pause: Duration) {
-        let began = Instant::now();
-        while began.elapsed() < pause && !self.progress.stopped() {
-            std::thread::sleep(HEARD_WITHIN.min(pause - began.elapsed().min(pause)));
         }
     }
 }

@@ -10,7 +10,7 @@ use std::ops::Range;
 use super::InstallError;
 use super::stored::Stored;
 use crate::image::frame::FrameDecoder;
-use crate::image::index::{FrameRef, Index, IndexError, Outline, Part};
+use crate::image::index::{FrameRef, Index, Outline};
 
 /// A verified index.
 pub enum Layer {
@@ -75,14 +75,9 @@ impl<'a> LayerReader<'a> {
             None => {
                 let at = firsts.partition_point(|first| *first <= number).checked_sub(1);
                 let at = at.ok_or(InstallError::Worker)?;
-                let page = copy.root().pages().get(at).ok_or(InstallError::Worker)?;
-                let compressed = copy.read(page).map_err(InstallError::KeptIndex)?;
-                let index = Index::of_page(page, &compressed, &mut self.decoder, &mut self.buffer);
-                let index = index.map_err(|lie| {
-                    let error = IndexError { part: Part::Page(at), lie };
-                    InstallError::KeptIndex(std::io::Error::new(std::io::ErrorKind::InvalidData, error))
-                })?;
-                (firsts[at]..firsts[at + 1], index)
+                let end = *firsts.get(at + 1).ok_or(InstallError::Worker)?;
+                let index = copy.index_of(at, &mut self.decoder, &mut self.buffer);
+                (firsts[at]..end, index.map_err(InstallError::KeptIndex)?)
             }
         };
         let (frames, index) = self.open.insert(open);

@@ -10,7 +10,7 @@ use switchback_partitions::slot::Slot;
 
 use crate::host::state_dir::{StateDir, Store};
 use crate::image::frame::FrameDecoder;
-use crate::image::index::{INDEX_BYTES_MAX, Index, PageRef, Root};
+use crate::image::index::{INDEX_BYTES_MAX, Index, IndexError, PageRef, Part, Root};
 
 /// The first eight bytes.
 const MAGIC: [u8; 8] = *b"SWSTORED";
@@ -66,19 +66,28 @@ impl Stored {
     /// All pages in order, each by itself. Ends early, and says so, at one that is not what the root says.
     pub fn pages(&self) -> impl Iterator<Item = Option<Index>> {
         let mut decoder = FrameDecoder::new().ok();
-        let mut buffer = Vec::new();
-        let mut pages = self.root.pages().iter();
+        let (mut buffer, mut numbers) = (Vec::new(), 0..self.root.pages().len());
         std::iter::from_fn(move || {
-            let page = pages.next()?;
-            let compressed = self.read(page).ok();
-            let index = decoder.as_mut().zip(compressed).and_then(|(decoder, compressed)| {
-                Index::of_page(page, &compressed, decoder, &mut buffer).ok()
-            });
+            let number = numbers.next()?;
+            let index = decoder.as_mut().and_then(|decoder| self.index_of(number, decoder, &mut buffer).ok());
             if index.is_none() {
-                pages = [].iter();
+                numbers = 0..0;
             }
             Some(index)
         })
+    }
+
+    /// Page number `number` by itself, compared with the root. `InvalidData` for other bytes. `buffer` is room that is used again.
+    pub fn index_of(
+        &self,
+        number: usize,
+        decoder: &mut FrameDecoder,
+        buffer: &mut Vec<u8>,
+    ) -> io::Result<Index> {
+        let page = self.root.pages().get(number).ok_or(io::ErrorKind::NotFound)?;
+        let index = Index::of_page(page, &self.read(page)?, decoder, buffer);
+        let lie = |lie| IndexError { part: Part::Page(number), lie };
+        index.map_err(|found| io::Error::new(io::ErrorKind::InvalidData, lie(found)))
     }
 
     /// The compressed bytes of the page with this SHA-256, not yet compared with it.
@@ -89,7 +98,7 @@ impl Stored {
     }
 
     /// The compressed bytes of a page of its root, not yet compared with it.
-    pub fn read(&self, page: &PageRef) -> io::Result<Vec<u8>> {
+    fn read(&self, page: &PageRef) -> io::Result<Vec<u8>> {
         let mut bytes = vec![0; page.index_bytes as usize];
         self.store.read_at(self.pages_at + page.index_offset, &mut bytes)?;
         Ok(bytes)
